@@ -16,7 +16,8 @@ from coreset.engine.condensed.condensed_set import CondensedSet, open_set, requi
 from coreset.engine.evaluation.intervals import class_table, difference_table
 from coreset.engine.evaluation.metrics import METRICS as REGISTRY
 from coreset.engine.evaluation.metrics import groups
-from coreset.engine.evaluation.results import CLASSES, DUPLICATES, METRICS, Results
+from coreset.engine.evaluation.result_tables import CLASSES, DUPLICATES, METRICS
+from coreset.engine.evaluation.results import Results
 from coreset.engine.evaluation.subject import Subject
 from coreset.engine.models.features import FeatureSpec
 from coreset.engine.runtime.text import without_nan

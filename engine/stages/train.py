@@ -12,7 +12,8 @@ from coreset.engine.artifacts.provenance import versions
 from coreset.engine.artifacts.writer import require_output
 from coreset.engine.condensed.condensed_set import CondensedSet, open_set, require_same_classes
 from coreset.engine.evaluation.protocols import PROTOCOLS
-from coreset.engine.evaluation.results import STUDENTS, Results, in_precision
+from coreset.engine.evaluation.result_tables import PUBLISHED_PRECISION, STUDENTS
+from coreset.engine.evaluation.results import Results
 from coreset.engine.models.student_names import SMALLEST_SIZE, TIMM, require_student
 from coreset.engine.runtime.fields import choice_of, require_at_least
 from coreset.engine.runtime.progress import progress
@@ -46,7 +47,7 @@ class Train:
 
     Appends one row per student to RESULTS (students.parquet and .csv). A student whose row is there
     already is not trained again, so an interrupted command continues with the next one. Training is
-    in bfloat16 where the device is fast at it: such rows are stamped hard@1+bfloat16.
+    in bfloat16 where the device is fast at it: such rows are stamped hard@1+bf16.
     """
 
     condensed: SetPath
@@ -100,7 +101,7 @@ class Train:
         runtime = runtime_of(device)
         seeds, precision = range(self.seed, self.seed + self.repeats), str(runtime["precision"])
         row_keys = {seed: self._key(condensed, val, protocol, seed) for seed in seeds}
-        students = {s: in_precision(protocol.stamp, k, precision) for s, k in row_keys.items()}
+        students = {s: _in_precision(protocol.stamp, k, precision) for s, k in row_keys.items()}
         known, note = results.keys(STUDENTS), ""
         missing = {seed: named for seed, named in students.items() if named["key"] not in known}
         if missing:
@@ -110,6 +111,7 @@ class Train:
             common = {
                 **results.input_columns(condensed, val),
                 "student": self.student,
+                "precision": precision,
                 **{name: getattr(protocol, name) for name in PROTOCOL_COLUMNS},
                 "image_bytes": condensed.image_bytes,
                 "label_bytes": 0,
@@ -188,3 +190,12 @@ class Train:
         )
         data = {"results": str(self.results), "protocol": stamp, "top1_best": best}
         return Result(lines, data)
+
+
+def _in_precision(stamp: str, key: str, precision: str) -> dict[str, str]:
+    """Name a student's precision, unless it is the published one, in its stamp and in its key."""
+    if precision != PUBLISHED_PRECISION:
+        name, plus, changes = stamp.partition("+")
+        stamp = f"{name}+bf16{plus}{changes}"
+        key = digest_of({"student": key, "precision": precision})
+    return {"protocol": stamp, "key": key}

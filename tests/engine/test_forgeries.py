@@ -13,7 +13,8 @@ import pytest
 
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME
 from coreset.engine.condensed.condensed_set import IDS_NAME, SET_NAME
-from coreset.engine.evaluation.results import STUDENTS, STUDENTS_SCHEMA, Results
+from coreset.engine.evaluation.result_tables import STUDENTS, STUDENTS_SCHEMA
+from coreset.engine.evaluation.results import Results
 from coreset.shards.format.dataset import MANIFEST_NAME, QUARANTINE_NAME, SAMPLES_NAME
 from coreset.shards.format.files import digest_of, sha256_of_file
 
@@ -378,6 +379,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "a runtime that is no JSON": {"runtime": "x"},
     "no ipc": {"ipc": None},
     "no accuracy": {"top1_best": None},
+    "teachers that are no list": {"teachers": "3"},
+    "teachers without digests": {"teachers": '[["resnet18"]]'},
+    "teachers without end": {"teachers": DEEP.decode()},
 }
 
 

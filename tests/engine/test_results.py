@@ -4,12 +4,16 @@ import csv
 import math
 from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from coreset.engine.artifacts.ledger import Meter, read_ledger
 from coreset.engine.condensed.condensed_set import open_set
-from coreset.engine.evaluation.results import (
+from coreset.engine.evaluation.result_tables import (
+    CURVES,
     METRICS,
+    PER_CLASS,
     STUDENTS,
     STUDENTS_SCHEMA,
 )
@@ -69,23 +73,76 @@ def test_the_csv_equals_the_parquet(results):
                     assert written[name] == str(value)
 
 
-def test_rows_get_their_precision_from_the_runtime_once(results):
-    old = [
-        student("a", runtime='{"precision": "bfloat16"}'),
-        student("a32", runtime='{"precision": "float32"}', protocol="hard@1"),
-        student("without", protocol="hard@1"),
-    ]
-    results.append(STUDENTS, old, [])
-    first, *others = results.rows(STUDENTS)
-    assert first["protocol"] == "hard@1+bfloat16+short"
-    assert first["key"] not in {"a", *(row["key"] for row in others)}
-    assert [(row["key"], row["protocol"]) for row in others] == [
-        ("a32", "hard@1"), ("without", "hard@1"),
-    ]  # fmt: skip
-    results.append(STUDENTS, [student("b")], [])
-    results.fold()  # writes what was read
-    assert results.rows(STUDENTS)[0] == first
-    assert results.rows(STUDENTS)[1:3] == others
+BF16, FLOAT32 = '{"precision": "bfloat16"}', '{"precision": "float32"}'
+STAMPS = {
+    "published": ("hard@1", FLOAT32, "hard@1", "float32"),
+    "without a runtime": ("hard@1+short", None, "hard@1+short", "float32"),
+    "before it was stamped": ("hard@1+timm+short", BF16, "hard@1+bf16+timm+short", "bfloat16"),
+    "stamped in full": ("hard@1+bfloat16+short", BF16, "hard@1+bf16+short", "bfloat16"),
+    "in the stamp alone": ("hard@1+bfloat16", None, "hard@1+bf16", "bfloat16"),
+    "of a damaged runtime": ("hard@1", "x", "hard@1", "float32"),
+    "without a stamp": (None, BF16, None, "bfloat16"),
+}
+ADDED = ("protocol_digest", "precision", "teachers", "epoch_best", "top5_best")
+
+
+def write_old_students(results, rows):
+    """Write a table as it was before students had a column of their precision."""
+    schema = pa.schema([field for field in STUDENTS_SCHEMA if field.name not in ADDED])
+    results.path.mkdir()
+    file = results.path / "students.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), file, write_page_checksum=True)
+
+
+def test_old_rows_get_their_precision_once_and_go_on_beside_new_ones(results):
+    old = [student(k, protocol=s, runtime=r) for k, (s, r, *_) in STAMPS.items()]
+    write_old_students(results, old)
+    new = {"protocol": "edc@1", "precision": "float32", "protocol_digest": "d" * 64,
+           "teachers": '[["resnet18", "e"]]', "epoch_best": 30, "top5_best": 80.0}  # fmt: skip
+    results.append(STUDENTS, [student("new", runtime=BF16, **new)], [])
+    for _ in range(2):  # a fold writes what was read
+        *rows, last = results.rows(STUDENTS)
+        shown = [(row["key"], row["protocol"], row["precision"]) for row in rows]
+        assert shown == [(key, *expected) for key, (_, _, *expected) in STAMPS.items()]
+        assert {row["protocol_digest"] for row in rows} == {""}
+        assert {row[name] for row in rows for name in ADDED[2:]} == {None}
+        assert last.items() >= new.items()
+        results.fold()
+
+
+CURVE = [{"epoch": 1, "loss": 2.5, "top1": None, "lr": 0.01},
+         {"epoch": 2, "loss": 2.0, "top1": 40.0, "lr": 0.01}]  # fmt: skip
+BY_CLASS = [{"class": name, "top1": top1, "n": 50} for name, top1 in (("dog", 30.0), ("cat", 50.0))]
+
+
+@pytest.mark.parametrize("folded", [True, False], ids=["folded", "not folded"])
+def test_a_curve_is_there_before_its_student_and_once_after_a_kill(*, results, folded):
+    def killed():
+        yield BY_CLASS[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        results.append_student(student("a"), curve=CURVE[:1], per_class=killed(), ledger=[])
+    assert (results.keys(CURVES), results.keys(STUDENTS)) == ({"a"}, set())
+    if folded:
+        results.fold()
+    for key in "abb":
+        again = [{**row, "loss": 1.0} for row in CURVE]
+        results.append_student(student(key), curve=again, per_class=BY_CLASS, ledger=[])
+    for _ in range(2):
+        assert keys_of(results) == ["a", "b"]
+        assert results.complete_rows(CURVES) == [
+            {"key": "a", **CURVE[0]},
+            *({"key": "b", **row, "loss": 1.0} for row in CURVE),
+        ]
+        assert results.rows(PER_CLASS) == [{"key": k, **row} for k in "ab" for row in BY_CLASS]
+        results.fold()
+
+
+def test_a_curve_without_an_epoch_is_refused(results):
+    results.append(CURVES, [{"key": "a", "loss": 1.0}], [])
+    with pytest.raises(StoreError, match=r"curves.* has no epoch in the row a; restore it"):
+        results.complete_rows(CURVES)
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "no parquet", "page header"])

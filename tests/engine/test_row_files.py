@@ -13,14 +13,14 @@ import pytest
 
 from coreset.engine.artifacts.ledger import append_lines, read_ledger
 from coreset.engine.evaluation import row_files
-from coreset.engine.evaluation.results import (
+from coreset.engine.evaluation.result_tables import (
     CLASSES,
     METRICS,
     METRICS_SCHEMA,
     STUDENTS,
     STUDENTS_SCHEMA,
-    Results,
 )
+from coreset.engine.evaluation.results import Results
 from coreset.shards.errors import StoreError
 
 

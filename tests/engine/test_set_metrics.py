@@ -10,7 +10,8 @@ from PIL import Image, ImageFilter
 from coreset.engine.condensed.condensed_set import open_set
 from coreset.engine.evaluation.intervals import bootstrap_interval, sign_flip_p, worst_decile
 from coreset.engine.evaluation.pixels import grey_levels, laplacian_variance
-from coreset.engine.evaluation.results import CLASSES, METRICS, Results
+from coreset.engine.evaluation.result_tables import CLASSES, METRICS
+from coreset.engine.evaluation.results import Results
 from coreset.engine.models.features import FeatureSpec, features_for
 from coreset.shards.format.dataset import Dataset
 

@@ -96,12 +96,12 @@ def test_another_precision_is_another_student(trained, inputs, tmp_path, done, m
     command = ("train", *inputs, results, *TINY, "--repeats", 1)
     monkeypatch.setattr("coreset.engine.runtime.device.has_fast_bfloat16", lambda _device: True)
     told, _ = done(*command)
-    assert told.startswith("random at IPC 2, resnet18, hard@1+bfloat16+short: top-1 ")
+    assert told.startswith("random at IPC 2, resnet18, hard@1+bf16+short: top-1 ")
     assert "(1 students, 1 of them new)" in told
     *before, new = students(results)
     assert before == students(trained)
-    assert json.loads(new["runtime"])["precision"] == "bfloat16"
-    assert (new["seed"], new["protocol"]) == (before[0]["seed"], "hard@1+bfloat16+short")
+    assert json.loads(new["runtime"])["precision"] == new["precision"] == "bfloat16"
+    assert (new["seed"], new["protocol"]) == (before[0]["seed"], "hard@1+bf16+short")
     assert new["key"] not in {row["key"] for row in before}
 
 
