@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
-from itertools import cycle, groupby
+from itertools import cycle
 from operator import attrgetter
 from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,8 +23,6 @@ BASELINE_COLOUR = "#7f7f7f"
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 SHORTEST_SECONDS = 1e-3
 """Resolution of the ledger: what a log axis shows for a cost of zero."""
-PANEL_GAP = 66
-"""Pixels between panels, for tick labels and the next title."""
 GRID_COLOUR = "rgba(128, 128, 128, 0.25)"
 
 
@@ -54,41 +52,35 @@ def look_of(sets: Iterable[ReportedSet]) -> Look:
 
 
 def accuracy_figures(compared: Sequence[Comparison], look: Look) -> Iterator[Figure]:
-    """Draw mean, spread and single students: a figure per data set, a panel per setting."""
-    from plotly.subplots import make_subplots
+    """Draw mean, spread and single students: a figure per setting, one scale per data set."""
+    import plotly.graph_objects as go
 
-    for data, group in groupby(compared, key=lambda comparison: comparison.setting.data):
-        panels = list(group)
-        height = 80 + sum(34 * len(panel.ranking) + PANEL_GAP for panel in panels)
-        figure = make_subplots(
-            rows=len(panels),
-            cols=1,
-            shared_xaxes=True,
-            row_heights=[len(panel.ranking) + 0.5 for panel in panels],
-            vertical_spacing=min(PANEL_GAP / height, 0.9 / len(panels)),
-            subplot_titles=[plain(panel.setting.title) for panel in panels],
-        )
-        for row, panel in enumerate(panels, start=1):
-            for accuracy in panel.ranking:
-                _add_accuracy(figure, accuracy, panel.setting.ipc, look, row)
-        figure.update_annotations(x=0, xanchor="left", font_size=13)
-        figure.update_xaxes(showticklabels=True)
-        figure.update_xaxes(title_text="best top-1 accuracy (%)", row=len(panels))
+    shown: dict[str, list[float]] = defaultdict(list)
+    for comparison in compared:
+        for accuracy in comparison.ranking:
+            spread = sample_std(accuracy.best)
+            ends = (accuracy.mean - spread, accuracy.mean + spread)
+            shown[comparison.setting.data] += [*accuracy.best, *ends]
+    for comparison in compared:
+        figure = go.Figure()
+        for accuracy in comparison.ranking:
+            _add_accuracy(figure, accuracy, comparison.setting.ipc, look)
+        span = span_of(shown[comparison.setting.data], 0.05, 0.05)
+        figure.update_xaxes(title_text="best top-1 accuracy (%)", range=span)
         figure.update_yaxes(autorange="reversed")
-        leads = "; ".join(f"{panel.setting.title}: {panel.best.method} leads" for panel in panels)
         yield finished(
             figure,
-            title=f"Best top-1 accuracy on {data}",
+            title=f"Best top-1 accuracy: {comparison.title}",
             caption="Large marks are means with one sample standard deviation, small marks single "
             "students.",
-            description=f"Dot plot of best top-1 accuracy by setting and method. {leads}.",
-            height=height,
+            description=f"Dot plot of best top-1 accuracy; {comparison.best.method} leads.",
+            height=110 + 34 * len(comparison.ranking),
         )
 
 
-def _add_accuracy(figure: "go.Figure", accuracy: Accuracy, ipc: int, look: Look, row: int) -> None:
+def _add_accuracy(figure: "go.Figure", accuracy: Accuracy, ipc: int, look: Look) -> None:
     name, colour = plain(accuracy.method), look.colours[accuracy.method]
-    common: dict[str, Any] = {"mode": "markers", "showlegend": False, "row": row, "col": 1}
+    common: dict[str, Any] = {"mode": "markers", "showlegend": False}
     figure.add_scatter(
         x=[accuracy.mean],
         y=[name],
@@ -107,7 +99,7 @@ def _add_accuracy(figure: "go.Figure", accuracy: Accuracy, ipc: int, look: Look,
 
 
 def coverage_figures(measured: Sequence[Measurement], look: Look) -> Iterator[Figure]:
-    """Draw R1/D1 and R2/D2 side by side: a figure per data set, validation set and backbone."""
+    """Draw R1/D1 above R2/D2: a figure per data set, validation set and backbone."""
     from plotly.subplots import make_subplots
 
     groups: dict[tuple[str, ...], list[Measurement]] = defaultdict(list)
@@ -116,16 +108,16 @@ def coverage_figures(measured: Sequence[Measurement], look: Look) -> Iterator[Fi
         if not math.isnan(entry.values["r1"]):  # else it was measured in other ways alone
             groups[key(entry)].append(entry)
     for (data, val, backbone, *_), group in groups.items():
-        figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.13)
-        for column, (across, up) in enumerate(PAIRS, start=1):
+        figure = make_subplots(rows=2, cols=1, vertical_spacing=0.13)
+        for row, (across, up) in enumerate(PAIRS, start=1):
             for entry in group:
                 method, ipc = entry.measured.method, entry.measured.ipc
                 at = (entry.values[across], entry.values[up])
-                _add_mark(figure, method, ipc, at, look, row=1, col=column)
+                _add_mark(figure, method, ipc, at, look, row=row, col=1)
             span = span_of([entry.values[across] for entry in group], 0.07, 0.4)
             title = f"{METRICS[across].axis} (cosine)"
-            figure.update_xaxes(range=span, title_text=title, row=1, col=column)
-            figure.update_yaxes(title_text=METRICS[up].axis, row=1, col=column)
+            figure.update_xaxes(range=span, title_text=title, row=row, col=1)
+            figure.update_yaxes(title_text=METRICS[up].axis, row=row, col=1)
         missing = sum(math.isnan(entry.values["d1"]) for entry in group)
         note = f" {missing} sets of one image per class have no diversity and no mark."
         yield finished(
@@ -135,7 +127,7 @@ def coverage_figures(measured: Sequence[Measurement], look: Look) -> Iterator[Fi
             f"validation images of {val}.{note if missing else ''}",
             description="Two scatter plots of diversity against representativeness; the table "
             "above holds the numbers.",
-            height=430,
+            height=720,
         )
 
 
@@ -184,7 +176,7 @@ def cost_figures(
     groups: dict[str, list[tuple[float, int, Accuracy]]] = defaultdict(list)
     for comparison in compared:
         setting = comparison.setting
-        where = f"{setting.data}, validated on {setting.val}, {setting.protocol}, {setting.student}"
+        where = f"{setting.data}, validated on {setting.val}, {setting.training}"
         for accuracy in comparison.ranking:
             known = [seconds[digest] for digest in accuracy.digests if digest in seconds]
             if known:

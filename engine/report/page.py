@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from coreset.engine.artifacts.ledger import total_wall_seconds
-from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
+from coreset.engine.evaluation.result_tables import CURVES, METRICS, STUDENTS
+from coreset.engine.evaluation.results import Results
 from coreset.engine.report import tables
 from coreset.engine.report.classes import data_grids, score_figure
 from coreset.engine.report.concepts import concept_parts
+from coreset.engine.report.curves import training_figures
 from coreset.engine.report.figures import (
     accuracy_figures,
     cost_figures,
@@ -39,6 +41,7 @@ def render(
 ) -> Rendered:
     """Read the results and what lies behind them, and make the report."""
     students, metrics = results.complete_rows(STUDENTS), results.complete_rows(METRICS)
+    curves = results.complete_rows(CURVES)  # after the students, whose curves came before them
     rows = [*students, *metrics]
     if not rows:
         state = "holds no rows" if results.path.exists() else "does not exist"
@@ -75,6 +78,7 @@ def render(
         n_sets=len(sets),
         tables=shown,
         accuracy_figures=accuracy_figures(compared, look),
+        training_figures=training_figures(compared, curves, look),
         coverage_figures=[*coverage_figures(measured, look), *curve_figures(measured, look)],
         cost_figures=cost_figures(compared, seconds, look),
         uncosted=[entry for digest, entry in sets.items() if digest not in costs],

@@ -13,53 +13,12 @@ from typing import Any
 import numpy as np
 
 from coreset.engine.report.sets import ReportedSet, Row, method_order
+from coreset.engine.report.settings import Setting
 from coreset.kernels.measures import difference_interval
 
 LEAST_STUDENTS = 3
 """Students that a method needs to be compared: the spread of two says next to nothing."""
 CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Setting:
-    """Conditions that must be equal for accuracies to be comparable."""
-
-    data: str
-    val: str
-    val_identity: str
-    n_val: int
-    protocol: str
-    student: str
-    ipc: int
-    epochs: int
-    size: int
-    evaluations: int
-
-    @property
-    def name(self) -> str:
-        """Data, IPC, protocol and student."""
-        return f"{self.data}, IPC {self.ipc}, {self.protocol}, {self.student}"
-
-    @property
-    def title(self) -> str:
-        """Name the setting and, where the protocol was shortened, how."""
-        how = f", {self.epochs} epochs, {self.pixels_and_evaluations}" if self.short else ""
-        return f"{self.name}{how}"
-
-    @property
-    def short(self) -> bool:
-        """Test whether the protocol was shortened: not comparable with published numbers."""
-        return self.protocol.endswith("+short")
-
-    @property
-    def of_timm(self) -> bool:
-        """Test whether the students kept norm layers of their own: not the published protocol."""
-        return "+timm" in self.protocol
-
-    @property
-    def pixels_and_evaluations(self) -> str:
-        """Image size and number of evaluations, in words."""
-        return f"{self.size} px, {self.evaluations} evaluations"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +31,7 @@ class Accuracy:
     digests: tuple[str, ...]
     """Sets that the students were trained on, each once."""
     seeds: tuple[tuple[int, int], ...] = ()
+    keys: tuple[str, ...] = ()
 
     @property
     def n(self) -> int:
@@ -113,6 +73,8 @@ class Comparison:
 
     setting: Setting
     ranking: tuple[Accuracy, ...]
+    title: str
+    """Setting in words, with the digest of its protocol where they are those of another too."""
 
     @property
     def best(self) -> Accuracy:
@@ -169,6 +131,11 @@ def sample_std(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
+def population_std(values: Sequence[float]) -> float:
+    """Return ``np.std``, divided by n, as published; NaN for a single value, where that is 0."""
+    return float(np.std(values)) if len(values) > 1 else math.nan
+
+
 def plus_minus(values: Sequence[float], sign: str = "±") -> str:
     """Format mean and spread, ``57.2 ± 0.5``; the mean alone of a single value."""
     spread = f" {sign} {sample_std(values):.1f}" if len(values) > 1 else ""
@@ -179,13 +146,18 @@ def comparisons(students: Iterable[Row], sets: Mapping[str, ReportedSet]) -> lis
     """Group the rows of ``students`` by setting and method, in the order of the settings."""
     groups: dict[Setting, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in students:
-        setting = Setting(**{field.name: row[field.name] for field in fields(Setting)})
+        columns = {field.name: row.get(field.name) for field in fields(Setting)}
+        setting = Setting(**{name: value for name, value in columns.items() if value is not None})
         groups[setting][sets[row["set_digest"]].method].append(row)
+    namesakes = Counter(setting.title for setting in groups)
     compared: list[Comparison] = []
     for setting, by_method in sorted(groups.items()):
         pooled = [_pooled(method, rows) for method, rows in by_method.items()]
         pooled.sort(key=lambda accuracy: (-accuracy.mean, *method_order(accuracy.method)))
-        compared.append(Comparison(setting=setting, ranking=tuple(pooled)))
+        title = setting.title
+        if namesakes[title] > 1:
+            title += f", {setting.digest or 'no digest'}"
+        compared.append(Comparison(setting=setting, ranking=tuple(pooled), title=title))
     return compared
 
 
@@ -197,6 +169,7 @@ def _pooled(method: str, rows: list[Row]) -> Accuracy:
         last=tuple(row["top1_last"] for row in ordered),
         digests=tuple(dict.fromkeys(row["set_digest"] for row in ordered)),
         seeds=tuple((row["set_seed"], row["seed"]) for row in ordered),
+        keys=tuple(row["key"] for row in ordered),
     )
 
 
@@ -210,8 +183,10 @@ def accuracy_records(compared: Iterable[Comparison]) -> list[dict[str, Any]]:
             "sets": len(accuracy.digests),
             "top1_best_mean": accuracy.mean,
             "top1_best_std": sample_std(accuracy.best),
+            "top1_best_std_population": population_std(accuracy.best),
             "top1_last_mean": float(np.mean(accuracy.last)),
             "top1_last_std": sample_std(accuracy.last),
+            "top1_last_std_population": population_std(accuracy.last),
             "within_noise_of_best": lead is None or lead.is_noise,
             "behind_best": lead and lead.mean,
             "behind_best_low": lead and lead.low,

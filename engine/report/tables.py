@@ -72,7 +72,7 @@ def _accuracy_row(comparison: Comparison, methods: Sequence[str]) -> tuple[str |
     return (
         setting.data,
         Cell(setting.val, f"{setting.n_val:,} images"),
-        setting.protocol,
+        Cell(setting.protocol, "; ".join(filter(None, (*setting.unusual, setting.digest)))),
         setting.student,
         Cell(f"{setting.epochs} epochs", setting.pixels_and_evaluations),
         str(setting.ipc),

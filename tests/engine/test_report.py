@@ -11,6 +11,8 @@ from html.parser import HTMLParser
 from statistics import stdev
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -20,7 +22,8 @@ from coreset.engine.condensed.condensed_set import open_set
 from coreset.engine.condensed.methods import KmeansParameters
 from coreset.engine.condensed.samplers import CcsParameters
 from coreset.engine.evaluation.metrics import METRICS as REGISTRY
-from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
+from coreset.engine.evaluation.result_tables import METRICS, STUDENTS
+from coreset.engine.evaluation.results import Results
 from coreset.engine.report.classes import SIDE, cut_of_class, evenly_spread, thumbnail_uri
 from coreset.engine.stages.distill import Distill
 from coreset.engine.stages.pack import Pack
@@ -73,8 +76,11 @@ def write_results(results, condensed, val, name):
                   "runtime": runtime}
         for metric, value in zip(MEASURED, VALUES[name], strict=True)
     ]  # fmt: skip
-    for table, rows in ((STUDENTS, students), (METRICS, metrics)):
-        results.append(table, [{"key": digest_of(row), **row} for row in rows], [])
+    for row in students:
+        curve = [{"epoch": epoch, "top1": row["top1_last"]} for epoch in (10, 20)]
+        keyed = {"key": digest_of(row), **row}
+        results.append_student(keyed, curve=curve, per_class=[], ledger=[])
+    results.append(METRICS, [{"key": digest_of(row), **row} for row in metrics], [])
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +228,7 @@ def test_a_hostile_class_name_is_shown_and_not_run_and_every_figure_has_words(pa
     assert len(found.of("img")) == len(CLASSES) * (8 + 8 + 3 * IPC)
     assert all(one["alt"] for one in found.of("img"))
     plots = [one for one in found.of("div") if one.get("class") == "plot"]
-    assert len(plots) == len(found.figures()) == 4
+    assert len(plots) == len(found.figures()) == 5
     assert all(one["role"] == "img" and one["aria-label"] for one in plots)
 
 
@@ -314,6 +320,30 @@ def test_the_ledger_holds_runs_whose_rows_are_not_folded_yet(world, reported):
     assert "elsewhere" in reported()[1].read_text()
 
 
+def test_a_folder_of_before_digests_is_shown_beside_new_students_of_the_same_stamp(world, reported):
+    results = Results(world / "results")
+    results.fold()
+    file = results.path / "students.parquet"
+    table = pq.read_table(file)
+    added = ["protocol_digest", "precision", "teachers", "epoch_best", "top5_best"]
+    old = table.to_pylist()
+    for row in old:
+        row["protocol"] = "hard@1+bfloat16+short"
+    schema = table.drop_columns(added).schema
+    pq.write_table(pa.Table.from_pylist(old, schema=schema), file, write_page_checksum=True)
+    new = {"protocol": "hard@1+bf16+short", "precision": "bfloat16", "protocol_digest": "ab" * 32}
+    results.append(STUDENTS, [{**row, **new, "key": f"new {row['key']}"} for row in old], [])
+    for _ in range(2):
+        page = reported()[1]
+        rows = records(page, "accuracy")
+        shown = [(row["protocol"], row["precision"], row["students"]) for row in rows]
+        assert shown == [("hard@1+bf16+short", "bfloat16", "3")] * 6
+        assert [row["protocol_digest"] for row in rows] == [""] * 3 + ["ab" * 32] * 3
+        titles = [text for text in elements(page).text if text.startswith("Best top-1 accuracy:")]
+        assert [title.rpartition(", ")[2] for title in titles] == ["no digest", "digest abababab"]
+        results.fold()
+
+
 def test_results_with_measured_sets_alone_make_a_report(world, reported):
     for file in (world / "results").glob("students*"):
         file.unlink()
@@ -368,5 +398,5 @@ def test_report_opens_in_a_browser(page, tmp_path):
     found = Elements(shown.stdout)
     plots = [one for one in found.of("div") if "js-plotly-plot" in (one.get("class") or "")]
     drawn = [one for one in found.of("svg") if one.get("class") == "main-svg"]
-    assert len(plots) == 4
+    assert len(plots) == 5
     assert len(drawn) >= len(plots)

@@ -4,11 +4,13 @@ import csv
 import json
 import math
 from functools import partial
+from statistics import pstdev, stdev
 from typing import Any
 
 import pytest
 from scipy import stats
 
+from coreset.engine.report.curves import training_figures
 from coreset.engine.report.figures import accuracy_figures, look_of
 from coreset.engine.report.results import (
     Accuracy,
@@ -115,7 +117,7 @@ def test_the_verdict_says_who_beats_whom_and_who_is_within_noise():
             ("random", 99, (60.0, 61.0, 60.5)), ("ccs-aum", 99, (70.0, 71.0, 69.0)),
         ]
     )  # fmt: skip
-    assert first.setting.name == "d, IPC 10, hard@1, resnet18"
+    assert first.title == "d, IPC 10, hard@1, resnet18"
     assert first.sentence == (
         "ccs-aum 57.5 ± 0.5 is within noise of kmeans 57.0 ± 0.5 (-2.0 to 3.0), and beats "
         "random 45.0 ± 1.0 (by 11.3 to 13.7)"
@@ -162,13 +164,80 @@ def test_a_lone_method_is_not_called_best_and_a_lone_student_has_no_spread():
     figure = json.loads(drawn.json)
     assert "array" not in figure["data"][0].get("error_x", {})
     written = csv_bytes(accuracy_records(single)).decode().splitlines()
-    assert dict(zip(*csv.reader(written), strict=True))["top1_best_std"] == ""
+    record = dict(zip(*csv.reader(written), strict=True))
+    assert {record[name] for name in record if "_std" in name} == {""}
+
+
+def test_both_deviations_are_named():
+    best, last = (44.0, 46.0, 47.5), (40.0, 44.0, 41.0)
+    rows = [row_of(seed=n, best=top1, top1_last=last[n]) for n, top1 in enumerate(best)]
+    (record,) = accuracy_records(comparisons(rows, catalogue(rows)))
+    for name, values in (("top1_best", best), ("top1_last", last)):
+        assert record[f"{name}_std"] == pytest.approx(stdev(values))
+        assert record[f"{name}_std_population"] == pytest.approx(pstdev(values))
 
 
 def test_students_of_other_length_or_validation_images_are_not_pooled():
     settings = ((10, "i"), (20, "i"), (20, "j"))
     rows = [row_of(epochs=epochs, val_identity=identity) for epochs, identity in settings]
     assert [one.best.n for one in comparisons(rows, catalogue(rows))] == [1, 1, 1]
+
+
+NONE: dict[str, Any] = {"protocol_digest": "", "teachers": None}
+ONE, TWO = ({"protocol_digest": digest * 8} for digest in ("1a2b3c4d", "1a2b3c5e"))
+TAUGHT = {"teachers": '[["resnet18", "e"], ["mobilenet_v2", "f"]]'}
+BY_BOTH = "taught by resnet18 + mobilenet_v2"
+DIGESTS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], list[str]]] = {
+    "of no digest": ({}, NONE, [""], [""]),
+    "of one digest": (ONE, ONE, [""], ["digest 1a2b3c4d"]),
+    "of a digest and of none": (
+        ONE, NONE, [", no digest", ", digest 1a2b3c4d"], ["", "digest 1a2b3c4d"]
+    ),
+    "of two digests": (
+        TWO, ONE, [", digest 1a2b3c4d", ", digest 1a2b3c5e"],
+        ["digest 1a2b3c4d", "digest 1a2b3c5e"],
+    ),
+    "of two precisions": ({"precision": "bfloat16"}, {}, [", bfloat16", ""], ["bfloat16", ""]),
+    "with and without teachers": (TAUGHT, {}, ["", f", {BY_BOTH}"], ["", BY_BOTH]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("first", "second", "titles", "details"), DIGESTS.values(), ids=DIGESTS)
+def test_students_of_two_digests_never_share_a_mean_and_are_told_apart(
+    first, second, titles, details
+):
+    rows = [row_of() | first, row_of(seed=1) | second]
+    found = comparisons(rows, catalogue(rows))
+    assert [one.title for one in found] == [f"d, IPC 10, hard@1, resnet18{end}" for end in titles]
+    assert sum(one.best.n for one in found) == 2
+    assert [row[2].detail for row in accuracy_table(found).rows] == details
+    digests = {row.get("protocol_digest", "") for row in rows}
+    assert {one["protocol_digest"] for one in accuracy_records(found)} == digests
+
+
+def test_training_curves_are_means_by_epoch_of_the_students_that_were_evaluated_then():
+    rows = [
+        *(row_of("random", seed=seed) for seed in range(3)),
+        row_of("kmeans", best=9.0),
+        row_of("random", ipc=50),
+    ]
+    top1 = {
+        "random-10-0": {1: 10.0, 2: None, 3: 30.0},
+        "random-10-1": {1: 20.0, 3: 35.0},
+        "kmeans-10-0": {3: 50.0},
+        "of a student of another folder": {1: 99.0},
+    }
+    curves = [
+        {"key": key, "epoch": epoch, "top1": value}
+        for key, values in top1.items()
+        for epoch, value in values.items()
+    ]
+    found, sets = comparisons(rows, catalogue(rows)), catalogue(rows)
+    (drawn,) = training_figures(found, reversed(curves), look_of(sets.values()))
+    assert drawn.title == f"Training: {found[0].title}"
+    lines = {one["name"]: one for one in json.loads(drawn.json)["data"]}
+    assert (lines["random"]["x"], lines["random"]["y"]) == ([1, 3], [15.0, 32.5])
+    assert (lines["kmeans"]["x"], lines["kmeans"]["mode"]) == ([3], "markers")
 
 
 def test_metrics_of_two_backbones_stay_apart():
