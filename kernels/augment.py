@@ -5,7 +5,7 @@ draws, which the caller moves to the images; what is done with them compiles to 
 are RGB in 0..1, before normalisation; some functions also take uint8. Arithmetic is float32, also
 under autocast; results have the type of the images. Nothing is modified in place.
 
-Shape suffixes: b = images, h = rows, w = columns, s = output side.
+Shape suffixes: b = images, h = rows, w = columns, s = output side, f = blocks of a side.
 """
 
 import math
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
+from numpy.typing import NDArray
 from torch import Tensor
 
 from coreset.kernels.seeds import TRIES, boxes_from
@@ -170,6 +171,22 @@ def cutmix(
     return torch.where(inside_hw, images[partner], images)
 
 
+def shuffled_patches(
+    image_hwc: NDArray[np.uint8], orders_2f: NDArray[np.int64]
+) -> NDArray[np.uint8]:
+    """Put f blocks of columns, then f of rows, into an order each (`seeds.patch_orders`).
+
+    Blocks are the f-th part of a side, rounded down; the last takes the remainder. RDED's
+    ``ShufflePatches`` (``validation/utils.py``) means the same, but compares a position with a
+    block's number and so drops the remainder of most sizes.
+    """
+    columns, rows = orders_2f
+    shuffled_hwc = np.concatenate(
+        [image_hwc[:, part] for part in _blocks(image_hwc.shape[1], columns)], axis=1
+    )
+    return np.concatenate([shuffled_hwc[part] for part in _blocks(image_hwc.shape[0], rows)])
+
+
 def _per_channel(values: Sequence[float], device: torch.device) -> Float[Tensor, "3 1 1"]:
     # Made on the CPU and moved: torch.tensor(..., device=...) would wait for the GPU.
     return torch.tensor(values, dtype=torch.float32).view(3, 1, 1).to(device, non_blocking=True)
@@ -193,6 +210,13 @@ def _triangle_filters(
     weights_bsp = (1 - distances_bsp / steps_b11.clamp(min=1)).clamp(min=0)
     weights_bsp = weights_bsp * ((centres_p > starts_b11) & (centres_p < ends_b11))
     return weights_bsp / weights_bsp.sum(dim=2, keepdim=True)
+
+
+def _blocks(length: int, order_f: NDArray[np.int64]) -> list[slice]:
+    block, last = length // order_f.size, order_f.size - 1
+    starts = order_f * block
+    stops = np.where(order_f == last, length, starts + block)
+    return [slice(*ends) for ends in zip(starts.tolist(), stops.tolist(), strict=True)]
 
 
 def _cut_interval(length: int, cut: float, generator: torch.Generator) -> tuple[int, int]:

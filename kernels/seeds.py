@@ -4,7 +4,7 @@ NumPy may change the streams of ``Generator.permutation`` between versions (NEP 
 disk (pack order, epoch order, selections) is drawn by sorting keys of splitmix64 (Steele, Lea and
 Flood, OOPSLA 2014; constants of prng.di.unimi.it/splitmix64.c).
 
-Shape suffixes: b = images, t = tries, 2 = horizontal and vertical.
+Shape suffixes: b = images, t = tries, f = blocks, 2 = horizontal and vertical.
 """
 
 import math
@@ -22,7 +22,7 @@ class Stream:
     RANDOM, CCS, DOUBLE_END, PROTOTYPES, DEDUP_RANDOM = range(5)  # under the seed of a selection
     FOLDS, SHARES, CLUSTERS = -1, -2, -3  # under the seed of a scoring, beside its epochs 0, 1, ...
     BLOCKS, SAMPLES = 0, 1  # of a block shuffle, under the seed of an epoch
-    DROPOUT = 2  # of a student, under the seed of an epoch
+    DROPOUT, PATCHES, TRANSFORM = 2, 3, 4  # of a student, under the seed of an epoch
     TRUE_LABEL, FLIP, OTHER_LABEL, DIFFICULTY, TEXTURE, CLASS, IMAGE = range(7)  # synthetic data
 
 
@@ -81,11 +81,18 @@ def crop_boxes(  # noqa: PLR0917 - three columns, then the distribution
     none fits, the box is the largest central one within ``ratio``. Unlike torchvision's, it has at
     least one pixel a side. Rows are left, top, right, bottom in pixels, int64 of shape (b, 4).
     """
-    start = splitmix64(np.array([seed % 2**64], dtype=np.uint64))
-    streams = splitmix64(start ^ ids.astype(np.uint64))[:, None]
-    keys = splitmix64(streams + np.arange(_DRAWS, dtype=np.uint64) * GOLDEN_GAMMA)
+    keys = _image_keys(ids, _DRAWS, seed)
     uniforms = (keys >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return boxes_from(uniforms, widths, heights, scale, ratio)
+
+
+def patch_orders(ids: NDArray[np.int64], factor: int, seed: int) -> NDArray[np.int64]:
+    """Draw uniform orders of ``factor`` blocks of columns, then of rows; shape (b, 2, f).
+
+    A row depends on ``seed`` and its own id alone.
+    """
+    keys_b2f = _image_keys(ids, 2 * factor, seed).reshape(-1, 2, factor)
+    return np.argsort(keys_b2f, axis=2, kind="stable").astype(np.int64)
 
 
 def boxes_from(
@@ -109,6 +116,13 @@ def boxes_from(
     sizes_2b = np.where(fits_b, drawn_2b, central_2b)
     starts_2b = np.where(fits_b, places_2b, (images_2b - central_2b) // 2)
     return np.stack([*starts_2b, *(starts_2b + sizes_2b)], axis=1).astype(np.int64)
+
+
+def _image_keys(ids: NDArray[np.int64], n: int, seed: int) -> NDArray[np.uint64]:
+    """Return n pseudo-random numbers for each image, of shape (b, n)."""
+    start = splitmix64(np.array([seed % 2**64], dtype=np.uint64))
+    streams = splitmix64(start ^ ids.astype(np.uint64))[:, None]
+    return splitmix64(streams + np.arange(n, dtype=np.uint64) * GOLDEN_GAMMA)
 
 
 def _between(low: float, high: float, uniforms: NDArray[np.float64]) -> NDArray[np.float64]:

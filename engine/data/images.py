@@ -2,20 +2,19 @@
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from coreset.engine.data.buffers import BatchMemory
-from coreset.engine.data.geometry import Box, Ints, Pixels
+from coreset.engine.data.geometry import Ints, Pixels
 from coreset.engine.data.order import PADDING, BatchOrder
 from coreset.engine.data.prefetch import prefetch_on_stream
 from coreset.engine.data.residency import device_bytes
 from coreset.engine.data.stream import Batch, ImageStream, batch_of
 from coreset.engine.runtime.limits import RESIDENT_SHARE, decoded_bytes
-from coreset.kernels.jpeg.resize import resize
 from coreset.shards.errors import MachineError, UsageError
 
 DECODE_BATCH = 256
@@ -130,22 +129,6 @@ class DecodedImages:
 
 EpochSource: TypeAlias = ImageStream | DecodedImages
 """Sources of batches that training and features read."""
-
-
-def crop_rows(images_nhwc: Pixels, rows: Ints, boxes: Ints, out: Pixels, *, workers: int) -> None:
-    """Resize the region ``boxes[i]`` of the image ``rows[i]`` to ``out[i]``, in threads."""
-    size = out.shape[1]
-    positions = iter(range(rows.size))  # shared: a thread that is done takes the next image
-
-    def crop_some() -> None:
-        for position in positions:
-            region = cast("Box", tuple(boxes[position].tolist()))
-            image = images_nhwc[rows[position]]
-            resize(image, size, size, region=region, out=out[position])
-
-    with ThreadPoolExecutor(workers, thread_name_prefix="crop") as threads:
-        for part in [threads.submit(crop_some) for _ in range(workers)]:
-            part.result()
 
 
 def load_into_memory(source: ImageStream) -> DecodedImages:

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from coreset.engine.data.crops import crops_on_cpu
 from coreset.engine.data.geometry import Geometry, Ints, stored_side
 from coreset.engine.data.image_cache import keep_images, open_cache
-from coreset.engine.data.images import DecodedImages, EpochSource, crop_rows
+from coreset.engine.data.images import DecodedImages, EpochSource
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import Batch, ImageStream
 from coreset.engine.models.features import FeatureSpec
@@ -173,19 +173,14 @@ def inputs_on(
 ) -> Tensor:
     """Crop, resize, mirror and normalise images (uint8, channels last) on the device.
 
-    The matrices that suit a GPU are fifteen times slower on a CPU than ``kernels.jpeg.resize``,
-    whose crops are uint8.
+    On a CPU crops are rounded to whole levels, see `crops_on_cpu`.
     """
     if device.type != "cpu":
         drawn = torch.cat((boxes, flips[:, None]), dim=1)  # small arrays in one copy
         moved = (each.to(device, non_blocking=True) for each in (images, drawn))
         return compiled_on_gpu(augmented, device)(*moved, side=side)
-    images_nhwc = images.permute(0, 2, 3, 1).contiguous().numpy()
-    crops = np.empty((len(images_nhwc), side, side, 3), np.uint8)
-    rows = np.arange(len(images_nhwc))
-    crop_rows(images_nhwc, rows, boxes.numpy(), crops, workers=available_cores())
-    flipped = horizontal_flip(torch.from_numpy(crops).permute(0, 3, 1, 2), flips)
-    return normalised(flipped, IMAGENET_MEAN, IMAGENET_STD)
+    crops = crops_on_cpu(images, boxes, side, workers=available_cores())
+    return normalised(horizontal_flip(crops, flips), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def augmented(images: Tensor, drawn: Tensor, *, side: int) -> Tensor:

@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from coreset.engine.data.geometry import Crops, Geometry, Placement
-from coreset.engine.data.images import DecodedImages, crop_rows, load_into_memory
+from coreset.engine.data.images import DecodedImages, load_into_memory
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import ImageStream
-from coreset.kernels.jpeg.resize import resize
 from coreset.shards.errors import MachineError, ManifestError, UsageError
 
 GEOMETRY = Geometry(16, 20)
@@ -76,15 +75,6 @@ def noise():
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.integers(0, 256, (12, 20, 20, 3), dtype=np.uint8))
     return images.permute(0, 3, 1, 2), np.arange(12) % 3, np.arange(12) * 5
-
-
-def test_crops_are_the_resized_regions_of_their_rows(noise):
-    images_nhwc, rows = noise[0].permute(0, 2, 3, 1).numpy(), np.array([7, 0, 11, 7])
-    boxes = np.array([[0, 0, 20, 20], [3, 4, 9, 20], [5, 5, 6, 6], [1, 0, 20, 7]])
-    crops = np.empty((4, 8, 8, 3), np.uint8)
-    crop_rows(images_nhwc, rows, boxes, crops, workers=3)
-    for crop, row, box in zip(crops, rows, boxes.tolist(), strict=True):
-        np.testing.assert_array_equal(crop, resize(images_nhwc[row], 8, 8, region=tuple(box)))
 
 
 def test_random_crops_of_decoded_images_are_refused(noise):

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import ks_2samp
+from scipy.stats import chisquare, ks_2samp
 from torch.nn.functional import interpolate
 
 from coreset.kernels.augment import (
@@ -21,7 +21,9 @@ from coreset.kernels.augment import (
     normalised,
     random_resized_crop,
     resized_crops,
+    shuffled_patches,
 )
+from coreset.kernels.seeds import patch_orders
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -175,3 +177,47 @@ def test_cutmix_shares_are_distributed_as_in_the_reference():
     theirs = [share_of_the_reference(rng, 32) for _ in range(n)]
     test: Any = ks_2samp(ours, theirs)
     assert test.statistic < 2.15 * math.sqrt(2 / n)  # by chance once in 5,000 runs
+
+
+def shuffled_pixel_by_pixel(image, columns, rows):
+    """Slow reference: the last block takes what is left of a side."""
+
+    def sources(length, order):
+        block, last = length // len(order), len(order) - 1
+        ends = [length if i == last else (i + 1) * block for i in range(len(order))]
+        return [x for i in order for x in range(i * block, ends[i])]
+
+    across, down = sources(image.shape[1], columns), sources(image.shape[0], rows)
+    return np.array([[image[y, x] for x in across] for y in down])
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+@pytest.mark.parametrize(("height", "width"), [(6, 12), (7, 11), (5, 4), (1, 9), (2, 1)])
+def test_patches_are_shuffled_by_columns_and_by_rows_and_the_last_block_takes_the_remainder(
+    factor, height, width
+):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image.flags.writeable = False
+    for columns in permutations(range(factor)):
+        for rows in permutations(range(factor)):
+            shuffled = shuffled_patches(image, np.array([columns, rows]))
+            assert shuffled.dtype == np.uint8
+            expected = shuffled_pixel_by_pixel(image, columns, rows)
+            np.testing.assert_array_equal(shuffled, expected)
+
+
+def test_orders_of_patches_are_uniform_and_those_of_columns_and_rows_independent():
+    orders = patch_orders(np.arange(7200), 3, seed=5)
+    assert orders.shape == (7200, 2, 3)
+    assert orders.dtype == np.int64
+    assert (np.sort(orders, axis=2) == np.arange(3)).all()
+    pairs, counts = np.unique(orders.reshape(-1, 6), axis=0, return_counts=True)
+    assert len(pairs) == 36
+    assert chisquare(counts).pvalue > 1e-3
+
+
+def test_an_order_of_patches_depends_on_the_seed_and_its_own_id_alone():
+    ids = np.array([70, 3, 12, 3])
+    orders = patch_orders(np.arange(100), 4, seed=1)
+    np.testing.assert_array_equal(patch_orders(ids, 4, seed=1), orders[ids])
+    assert (patch_orders(np.arange(100), 4, seed=2) != orders).any(axis=(1, 2)).mean() > 0.9
