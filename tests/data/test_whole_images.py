@@ -63,10 +63,17 @@ def pillow_pixels(image):
         return np.array(as_rgb(opened))
 
 
-@pytest.mark.parametrize("factor", [1, 2, 3])
-def test_crops_are_those_of_torchvision_from_pillows_pixels_after_shuffling(
-    dataset, stored, factor
-):
+def shuffled(pixels, orders):
+    """Blocks of columns, then of rows, of an image (3, h, w) in other orders."""
+    for axis, order in zip((2, 1), orders, strict=True):
+        block, last = pixels.shape[axis] // len(order), len(order) - 1
+        lengths = [*[block] * last, pixels.shape[axis] - block * last]
+        parts = pixels.split(lengths, dim=axis)
+        pixels = torch.cat([parts[i] for i in order], dim=axis)
+    return pixels
+
+
+def assert_crops_of_torchvision(dataset, stored, factor):
     from torchvision.transforms.v2 import functional as tv
 
     with opened_images(dataset, shuffle_factor=factor) as source:
@@ -75,16 +82,23 @@ def test_crops_are_those_of_torchvision_from_pillows_pixels_after_shuffling(
     sizes = (np.array([getattr(one, side) for one in stored]) for side in ("width", "height"))
     boxes = CROPS.boxes(ids, *sizes, seed=3, epoch=2)
     for sample, orders in enumerate(patch_orders(ids, factor, seed).tolist()):
-        pixels = torch.from_numpy(pillow_pixels(stored[sample])).permute(2, 0, 1)
-        for axis, order in zip((2, 1), orders, strict=True):
-            block = pixels.shape[axis] // factor
-            lengths = [*[block] * (factor - 1), pixels.shape[axis] - block * (factor - 1)]
-            parts = pixels.split(lengths, dim=axis)
-            pixels = torch.cat([parts[i] for i in order], dim=axis)
+        pixels = torch.from_numpy(pillow_pixels(stored[sample])).permute(2, 0, 1).float()
         left, top, right, bottom = boxes[sample].tolist()
         place = top, left, bottom - top, right - left
-        expected = tv.resized_crop(pixels.float(), *place, [SIZE, SIZE], antialias=True)
+        expected = tv.resized_crop(shuffled(pixels, orders), *place, [SIZE, SIZE], antialias=True)
         torch.testing.assert_close(found[sample].float(), expected, atol=HALF_A_LEVEL, rtol=0)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_crops_are_those_of_torchvision_from_pillows_pixels_after_shuffling(
+    dataset, stored, factor
+):
+    assert_crops_of_torchvision(dataset, stored, factor)
+
+
+def test_real_images_that_are_not_square_are_shuffled_whole(packed, real_images):
+    stored = [image for image in real_images if image.width != image.height][:8]
+    assert_crops_of_torchvision(packed(stored), stored, 2)
 
 
 def test_whole_real_images_have_pillows_pixels(real_images):
