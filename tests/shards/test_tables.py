@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from coreset.shards.errors import CoresetError, MachineError, UsageError
 from coreset.shards.format.classes import (
+    IMAGENET_100_CMC_WNIDS,
     IMAGENET_100_WNIDS,
     IMAGENETTE_WNIDS,
     class_list,
@@ -185,6 +186,9 @@ def test_well_known_lists_have_names_and_are_recognised_in_any_order(monkeypatch
     # The digest that was taken of the published list.
     digest = "5ee5db69d488bb799a286d8e181801c3d02798776c1ce9203e5450f64e086e07"
     assert classes_digest(IMAGENET_100_WNIDS) == digest
+    # Likewise of its lines as they are.
+    digest = "79f3f1552ccc478ce24bd934b4573625db584ddc1f4643ae23c994a94cb11397"
+    assert classes_digest(IMAGENET_100_CMC_WNIDS) == digest
     assert class_list("imagenette") == IMAGENETTE_WNIDS
     assert class_list("imagenet100") == class_list("ImageNet-100") == IMAGENET_100_WNIDS
     assert recognise(IMAGENETTE_WNIDS[::-1]) == "imagenette"
