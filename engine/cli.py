@@ -40,6 +40,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "ingest": ("LIST SET", "ingest", "Ingest", "a list of samples that others chose, as a coreset"),
     "distill": ("DATA SET", "distill", "Distill", "build a synthetic set (k-means centroids)"),
     "train": ("SET VAL RESULTS", "train", "Train", "train students on a condensed set"),
+    "protocols": ("show NAME", "protocols", "Protocols", "every value of a protocol, its source"),
     "measure": ("SET VAL RESULTS", "measure", "Measure", "representativeness, diversity of a set"),
     "export": ("SET|DATA OUT", "export", "Export", "images or lists for other programs"),
     "report": ("RESULTS HTML", "report", "Report", "tables, plots and image grids in one file"),

@@ -1,175 +1,271 @@
-"""Evaluation protocols, and the one loop that trains and evaluates a student under them."""
+"""The one loop that trains a student under a protocol, evaluates it, and continues it.
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple, Self
+Everything that is drawn follows from seed and epoch, so a student that is continued after any epoch
+becomes, with deterministic kernels, the same to the bit.
+"""
+
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.ledger import Stopwatch
 from coreset.engine.data.images import EpochSource
 from coreset.engine.data.order import BatchOrder
+from coreset.engine.data.stream import Batch
+from coreset.engine.evaluation.protocols.base import Protocol
+from coreset.engine.evaluation.soft_labels import SoftLabels
 from coreset.engine.models.networks import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    Norm,
     build_network,
     memory_format_for,
     placed,
 )
-from coreset.engine.models.student_names import TIMM
 from coreset.engine.runtime.device import generator_for, precision_note, seeded_torch
+from coreset.engine.runtime.signals import Stop, defer_signals
+from coreset.engine.training.averaging import AveragedWeights
 from coreset.engine.training.trainer import (
     Accuracy,
     CompileMode,
+    DivergedError,
     Examples,
     Trainer,
     compilation,
     compile_where_it_pays,
+    contiguous,
     evaluate,
 )
 from coreset.kernels.augment import normalised
 from coreset.kernels.seeds import Stream, derived_seed
+from coreset.shards.errors import StoreError
+from coreset.shards.format.files import build, json_bytes, parse, write_atomically
 
 EVALUATION_BATCH = 256
+CHECKPOINT_SECONDS = 300.0
+AVERAGED_NAME, HISTORY_NAME = "averaged.safetensors", "history.json"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Protocol(ABC):
-    """Settings of one training; its fields identify the students trained under it."""
+class TrainingImages(typing.Protocol):
+    """Images in batches, uint8 of shape (b, 3, h, w), in the order that is asked for."""
 
-    n_classes: int
-    ipc: int
-    epochs: int
-    size: int = 224
-    evaluations: int = 100
-    """About this many evaluations, evenly over the epochs; best top-1 is the best of them."""
-    stamp: str
-    """Name and version; ``+timm``, ``+short`` where it is not the published one."""
-    norm: ClassVar[Norm]
-    """Norm of every student but timm's, which have their own."""
+    def __len__(self) -> int: ...
 
-    @classmethod
-    @abstractmethod
-    def published(cls, n_classes: int, ipc: int) -> Self:
-        """Return the protocol as published for this number of classes and IPC."""
+    def epoch(self, order: BatchOrder) -> Iterator[Batch]:
+        """Read one epoch."""
+        ...
+
+
+class Images(NamedTuple):
+    """What a student is trained on, what it is evaluated on, and labels of teachers, if any."""
+
+    train: TrainingImages
+    val: EpochSource
+    labels: SoftLabels | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """One epoch of a training."""
+
+    epoch: int
+    """Epochs done after it."""
+    loss: float
+    """Mean over the images."""
+    lr: float
+    """Learning rate of its last step."""
+    top1: float | None = None
+    """Percent of the validation images; None: not evaluated."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a student has come to so far; accuracies in percent of the validation images."""
+
+    best: Accuracy = field(default_factory=lambda: Accuracy(0.0, 0.0))
+    epoch_best: int = 0
+    last: Accuracy = field(default_factory=lambda: Accuracy(0.0, 0.0))
+    steps: int = 0
+    train_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    curve: tuple[EpochRecord, ...] = ()
 
     @property
-    @abstractmethod
-    def batch(self) -> int:
-        """Images per step."""
+    def epochs(self) -> int:
+        """Epochs done."""
+        return len(self.curve)
 
-    @abstractmethod
-    def optimiser(self, network: nn.Module) -> torch.optim.SGD:
-        """Make the optimiser of a network, at its first learning rate."""
-
-    @abstractmethod
-    def schedule(self, steps_per_epoch: int) -> Callable[[int], float]:
-        """Return the learning rate by step."""
-
-    @abstractmethod
-    def training_batch(
-        self, images: Tensor, labels: Tensor, draws: torch.Generator
-    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Augment and normalise uint8 images (b, 3, s, s); return them and the loss of logits."""
-
-    def evaluation_inputs(self, images: Tensor) -> Tensor:
-        """Prepare uint8 images (b, 3, s, s) for an evaluation."""
-        return normalised(images, IMAGENET_MEAN, IMAGENET_STD)
-
-    def applied_to(self, student: str) -> Self:
-        """Return the protocol of a student, stamped if the student's norm layers are its own."""
-        stamp = f"{self.stamp}+timm" if student.startswith(TIMM) else self.stamp
-        return replace(self, stamp=stamp)
-
-    def shortened(self, **changes: int | None) -> Self:
-        """Return the protocol with other epochs, size or evaluations, stamped if it differs."""
-        changed = replace(self, **{name: value for name, value in changes.items() if value})
-        return self if changed == self else replace(changed, stamp=f"{self.stamp}+short")
-
-    def evaluates_after(self, epoch: int) -> bool:
-        """Test whether to evaluate after so many epochs: every E // evaluations, and the last."""
-        every = max(1, self.epochs // self.evaluations)
-        return epoch % every == 0 or epoch == self.epochs
+    def after(self, record: EpochRecord, accuracy: Accuracy | None, **counted: float) -> "History":
+        """Add an epoch, and its evaluation if there was one; the first of equals stays the best."""
+        done = replace(self, curve=(*self.curve, record), **counted)  # pyright: ignore[reportArgumentType] - steps is whole
+        if accuracy is None:
+            return done
+        if self.epoch_best and accuracy.top1 <= self.best.top1:
+            return replace(done, last=accuracy)
+        return replace(done, last=accuracy, best=accuracy, epoch_best=record.epoch)
 
 
-class StudentResult(NamedTuple):
-    """One trained student; accuracies in percent of the validation images."""
+class Student:
+    """One student in training."""
 
-    top1_best: float
-    top1_last: float
-    top5_last: float
-    steps: int
-    train_seconds: float
-    evaluation_seconds: float
-    note: str
+    def __init__(
+        self,
+        images: Images,
+        protocol: Protocol,
+        name: str,
+        *,
+        seed: int,
+        device: torch.device,
+        compile_mode: CompileMode = "auto",
+    ) -> None:
+        """Initialise it from scratch."""
+        self.images = images
+        self.protocol = protocol
+        self.seed = seed
+        self.compile_mode: CompileMode = compile_mode
+        network = build_network(name, protocol.n_classes, norm=protocol.norm, seed=seed)
+        network = protocol.prepared(network)
+        self.layout = memory_format_for(protocol.norm, device)
+        network = placed(network, device, self.layout)
+        passes = protocol.epochs * len(images.train)
+        note = compile_where_it_pays(
+            network, compile_mode, device, image_passes=passes, size=protocol.size
+        )
+        half = protocol.precision == "bfloat16"
+        self.note = "; ".join(filter(None, (note, precision_note(device) if half else "")))
+        schedule = protocol.schedule(-(-len(images.train) // protocol.batch))
+        optimiser = protocol.optimiser(network)
+        self.trainer = Trainer(network, optimiser, schedule, device, half=half)
+        kept = protocol.averaging
+        self.averaged = None if kept is None else AveragedWeights(network, kept)
+        self.history = History()
 
+    def train(
+        self,
+        scratch: Path | None = None,
+        on_epoch: Callable[[History], object] = lambda _: None,
+    ) -> History:
+        """Train to the end, from the newest checkpoint in ``scratch`` on, and return the history.
 
-def train_student(
-    train: EpochSource,
-    val: EpochSource,
-    protocol: Protocol,
-    student: str,
-    *,
-    seed: int,
-    device: torch.device,
-    compile_mode: CompileMode = "auto",
-    on_epoch: Callable[[int, float], None] = lambda _epoch, _top1: None,
-) -> StudentResult:
-    """Train one student from scratch and evaluate it; ``on_epoch`` gets epochs and best top-1."""
-    network = build_network(student, protocol.n_classes, norm=protocol.norm, seed=seed)
-    network = placed(network, device, memory_format_for(protocol.norm, device))
-    schedule = protocol.schedule(-(-len(train) // protocol.batch))
-    trainer = Trainer(network, protocol.optimiser(network), schedule, device)
-    passes = protocol.epochs * len(train)
-    note = compile_where_it_pays(
-        network, compile_mode, device, image_passes=passes, size=protocol.size
-    )
-    best, last, evaluating = 0.0, Accuracy(0.0, 0.0), 0.0
-    whole = Stopwatch()
-    for epoch in range(protocol.epochs):
-        with compilation(compile_mode):
-            train_epoch(trainer, train, protocol, seed=seed, epoch=epoch)
-        if protocol.evaluates_after(epoch + 1):
-            if device.type == "cuda":  # training steps still queued are not evaluation
-                torch.cuda.synchronize(device)
-            watch = Stopwatch()
-            last = evaluate(network, _evaluation_batches(val, protocol, device), device)
-            best, evaluating = max(best, last.top1), evaluating + watch.seconds
-        on_epoch(epoch + 1, best)
-    return StudentResult(
-        top1_best=best,
-        top1_last=last.top1,
-        top5_last=last.top5,
-        steps=trainer.steps,
-        train_seconds=whole.seconds - evaluating,
-        evaluation_seconds=evaluating,
-        note="; ".join(filter(None, (note, precision_note(device)))),
-    )
+        Raises:
+            DivergedError: A loss is not finite; checkpoints stay as they were before.
+            InterruptedRunError: By a signal, after a checkpoint.
 
+        """
+        checkpoints = Checkpoints(scratch) if scratch else None
+        if checkpoints and (newest := checkpoints.latest()):
+            self._load(newest[1])
+            on_epoch(self.history)
+        since = Stopwatch()
+        with defer_signals() as stop, compilation(self.compile_mode):
+            while self.history.epochs < self.protocol.epochs:
+                self._epoch()
+                on_epoch(self.history)
+                if checkpoints and self._is_due(since, stop):
+                    checkpoints.commit(self.history.epochs, self._save)
+                    since = Stopwatch()
+                if stop.by:
+                    raise stop.error()
+        return self.history
 
-def train_epoch(
-    trainer: Trainer, train: EpochSource, protocol: Protocol, *, seed: int, epoch: int
-) -> None:
-    """Train for one epoch; all draws follow from seed and epoch."""
-    draws, device = generator_for(seed, epoch), trainer.device
-    layout = memory_format_for(protocol.norm, device)
-    dropout_seed = derived_seed(derived_seed(seed, epoch), Stream.DROPOUT) % 2**63
-    order = BatchOrder(batch=protocol.batch, epoch=epoch, seed=seed, shuffle=True)
-    with seeded_torch(dropout_seed, device):
-        for batch in train.epoch(order):
+    def _is_due(self, since: Stopwatch, stop: Stop) -> bool:
+        unfinished = self.history.epochs < self.protocol.epochs
+        return unfinished and (bool(stop.by) or since.seconds >= CHECKPOINT_SECONDS)
+
+    def _epoch(self) -> None:
+        epoch, watch, evaluated, seconds = self.history.epochs, Stopwatch(), None, 0.0
+        loss = self.train_epoch(epoch)
+        if self.protocol.evaluates_after(epoch + 1):
+            if self.trainer.device.type == "cuda":  # steps still queued are not evaluation
+                torch.cuda.synchronize(self.trainer.device)
+            evaluation = Stopwatch()
+            evaluated = self.evaluate()
+            seconds = evaluation.seconds
+        top1 = None if evaluated is None else evaluated.top1
+        self.history = self.history.after(
+            EpochRecord(epoch + 1, loss, self.trainer.schedule(self.trainer.steps - 1), top1),
+            evaluated,
+            steps=self.trainer.steps,
+            train_seconds=self.history.train_seconds + watch.seconds - seconds,
+            evaluation_seconds=self.history.evaluation_seconds + seconds,
+        )
+
+    def train_epoch(self, epoch: int) -> float:
+        """Train for one epoch and return its mean loss."""
+        protocol, trainer, device = self.protocol, self.trainer, self.trainer.device
+        draws = generator_for(self.seed, epoch)
+        dropout_seed = derived_seed(derived_seed(self.seed, epoch), Stream.DROPOUT) % 2**63
+        losses: list[Tensor] = []
+        order = BatchOrder(
+            batch=protocol.batch, epoch=epoch, seed=self.seed, shuffle=True, crops=protocol.crops
+        )
+        with seeded_torch(dropout_seed, device), self._labels_of(epoch) as labeller:
+            for batch in self.images.train.epoch(order):
+                images = batch.images.to(device, non_blocking=True)
+                labels = batch.labels.to(device, non_blocking=True)
+                with trainer.whole_batches.of(images):
+                    inputs, loss = protocol.training_batch(images, labels, draws, labeller)
+                trainer.step(inputs.contiguous(memory_format=self.layout), loss)
+                if self.averaged is not None:
+                    self.averaged.update(trainer.network)
+                losses.append(trainer.last_loss * len(labels))
+            return _mean_loss(losses, epoch, len(self.images.train))
+
+    def _labels_of(self, epoch: int) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
+        labels = self.images.labels
+        return nullcontext(_no_labels) if labels is None else labels.of_epoch(epoch, self.seed)
+
+    def evaluate(self) -> Accuracy:
+        """Evaluate the student, or its averaged weights, on the validation images."""
+        network, device = self.trainer.network, self.trainer.device
+        averaged = self.averaged.in_place(network) if self.averaged else nullcontext()
+        with averaged:
+            return evaluate(network, self._evaluation_batches(), device, half=self.trainer.half)
+
+    def _evaluation_batches(self) -> Examples:
+        device = self.trainer.device
+        for batch in self.images.val.epoch(BatchOrder(batch=EVALUATION_BATCH)):
             images = batch.images.to(device, non_blocking=True)
+            inputs = normalised(images, IMAGENET_MEAN, IMAGENET_STD)
             labels = batch.labels.to(device, non_blocking=True)
-            with trainer.whole_batches.of(images):
-                inputs, loss = protocol.training_batch(images, labels, draws)
-            trainer.step(inputs.contiguous(memory_format=layout), loss)
+            yield inputs.contiguous(memory_format=self.layout), labels, batch.ids
+
+    def _save(self, directory: Path) -> None:
+        self.trainer.save(directory)
+        if self.averaged is not None:
+            save_file(contiguous(self.averaged.weights), directory / AVERAGED_NAME)
+        write_atomically(directory / HISTORY_NAME, json_bytes(asdict(self.history)))
+
+    def _load(self, directory: Path) -> None:
+        try:
+            history = build(History, parse((directory / HISTORY_NAME).read_bytes()))
+        except (OSError, ValueError) as error:
+            remedy = f"remove {directory.parent}, run again"
+            raise StoreError(f"{directory} cannot be read ({error}); {remedy}") from error
+        self.trainer.load(directory, history.steps)
+        if self.averaged is not None:
+            self.averaged.load(load_file(directory / AVERAGED_NAME))
+        self.history = history
 
 
-def _evaluation_batches(val: EpochSource, protocol: Protocol, device: torch.device) -> Examples:
-    layout = memory_format_for(protocol.norm, device)
-    for batch in val.epoch(BatchOrder(batch=EVALUATION_BATCH)):
-        inputs = protocol.evaluation_inputs(batch.images.to(device, non_blocking=True))
-        labels = batch.labels.to(device, non_blocking=True)
-        yield inputs.contiguous(memory_format=layout), labels, batch.ids
+def _no_labels(_images: Tensor) -> Tensor:
+    raise AssertionError("a protocol of hard labels asks no teacher")
+
+
+def _mean_loss(losses: list[Tensor], epoch: int, n: int) -> float:
+    """Average losses of batches, each times its images; refuse one that is not finite."""
+    sums = torch.stack(losses).cpu()
+    if not (finite := sums.isfinite()).all():
+        step = int(finite.long().argmin()) + 1
+        raise DivergedError(
+            f"the loss is {sums[step - 1].item()} in epoch {epoch + 1}, step {step} of "
+            f"{len(losses)}: the training diverged; try --precision fp32, or another --size"
+        )
+    return float(sums.sum()) / n

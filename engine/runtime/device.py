@@ -97,9 +97,12 @@ def deterministic_kernels(device: torch.device, *, wanted: bool) -> Generator[No
         torch.backends.cudnn.benchmark = before[1]
 
 
-def half_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Autocast to bfloat16 on a device that has the instructions; else float32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_fast_bfloat16(device))
+def half_precision(
+    device: torch.device, *, wanted: bool | None = None
+) -> AbstractContextManager[object]:
+    """Autocast to bfloat16 if it is wanted; None: on a device that has the instructions."""
+    enabled = has_fast_bfloat16(device) if wanted is None else wanted
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

@@ -36,11 +36,12 @@ from coreset.engine.scoring.proxy import (
 )
 from coreset.engine.scoring.pseudo_labels import ASSIGNED_NAME, kept_pseudo_labels
 from coreset.engine.scoring.recipes import FEATURE_PROXIES
-from coreset.engine.scoring.run import DivergedError, ScoringRun
+from coreset.engine.scoring.run import ScoringRun
 from coreset.engine.scoring.score_table import ASSIGNED, PREDICTED, UNDECODABLE_NAME
 from coreset.engine.scoring.setup import GIVEN, Setup
 from coreset.engine.scoring.untrained import commit_untrained_scores
 from coreset.engine.training.trainer import (
+    DivergedError,
     Trainer,
     adam,
     compilation,

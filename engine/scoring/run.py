@@ -17,7 +17,7 @@ from coreset.engine.runtime.device import give_back_memory
 from coreset.engine.runtime.progress import Progress, progress
 from coreset.engine.runtime.signals import Stop, defer_signals
 from coreset.engine.scoring.accumulators import ACCUMULATORS, Accumulator, TrainingContext
-from coreset.engine.training.trainer import Trainer
+from coreset.engine.training.trainer import DivergedError, Trainer
 from coreset.kernels.dynamics import WINDOW_EPOCHS, Dynamics
 from coreset.kernels.logits import NonFiniteGuard, loss_of_folds
 from coreset.shards.errors import DataError
@@ -29,10 +29,6 @@ BATCHES_PER_VOTE = 32  # of several processes on whether to stop: a vote waits f
 HOPELESS = 20  # times the loss of guessing, from which a training counts as diverged
 MOST_NAMED = 5
 STATE_NAME = "state.json"
-
-
-class DivergedError(DataError):
-    """A training that diverged: the same configuration would diverge again."""
 
 
 class ScoringRun:

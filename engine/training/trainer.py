@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from math import cos, pi
 from pathlib import Path
 from shutil import which
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from coreset.engine.runtime.device import half_precision
-from coreset.shards.errors import StoreError, UsageError
+from coreset.shards.errors import DataError, StoreError, UsageError
 
 CompileMode: TypeAlias = Literal["auto", "on", "graphs", "off"]
 Examples: TypeAlias = Iterator[tuple[Tensor, Tensor, Tensor]]
@@ -32,6 +33,10 @@ _MOMENTUM = "momentum_buffer"
 # Image passes per second of ResNet-18 at 64 px on two CPU cores, and the seconds of training from
 # which a compilation of 30-40 s could repay itself there (it gains 0-5 %).
 _CPU_RATE_AT_64_PX, _LONG_TRAINING_SECONDS = 480.0, 900.0
+
+
+class DivergedError(DataError):
+    """A training that diverged: the same configuration would diverge again."""
 
 
 def cosine_schedule(
@@ -73,13 +78,28 @@ def adam(network: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.A
     return torch.optim.Adam(network.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
 
 
+def adamw(network: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """Return AdamW (Loshchilov and Hutter 2019), which decays no biases and scales of norms.
+
+    Those are tensors of one dimension, and make the second group.
+    """
+    matrices = [one for one in network.parameters() if one.ndim > 1]
+    vectors = [one for one in network.parameters() if one.ndim <= 1]
+    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def _parameters(optimiser: torch.optim.Optimizer) -> list[Tensor]:
+    return list(chain.from_iterable(group["params"] for group in optimiser.param_groups))
+
+
 def moments_of(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the moments of each parameter, without those never updated.
 
     By the number of the parameter; others than SGD's momentum also by their name: ``0.exp_avg``.
     """
     moments = dict[str, Tensor]()
-    for at, parameter in enumerate(optimiser.param_groups[0]["params"]):
+    for at, parameter in enumerate(_parameters(optimiser)):
         for name, tensor in optimiser.state.get(parameter, {}).items():
             if tensor is not None:
                 moments[str(at) if name == _MOMENTUM else f"{at}.{name}"] = tensor
@@ -89,12 +109,12 @@ def moments_of(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 def load_moments(optimiser: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
     """Continue from ``moments_of`` an optimiser, on the device of the parameters."""
     optimiser.state.clear()
-    parameters = {str(at): one for at, one in enumerate(optimiser.param_groups[0]["params"])}
+    parameters = {str(at): one for at, one in enumerate(_parameters(optimiser))}
     for key, tensor in moments.items():
         at, _, name = key.partition(".")
         if (parameter := parameters.get(at)) is not None:
-            # Adam counts its steps on the CPU.
-            own = tensor if name == "step" else tensor.to(parameter.device)
+            # Adam counts its steps on the CPU; fused kernels take moments in a parameter's layout.
+            own = tensor if name == "step" else torch.empty_like(parameter).copy_(tensor)
             optimiser.state[parameter][name or _MOMENTUM] = own
 
 
@@ -134,28 +154,36 @@ class Trainer:
     replica: nn.Module | None = None
     """The network as it runs here where several processes train it together."""
     whole_batches: WholeBatches = field(default_factory=WholeBatches)
+    half: bool | None = None
+    """Forward and backward passes in bfloat16; None: where the device is fast at it."""
+    last_loss: Tensor = field(default_factory=lambda: torch.tensor(torch.nan))
 
     def step(self, inputs: Tensor, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
-        """Update once; return the detached logits of the forward pass before it."""
+        """Update once; return the detached logits of the forward pass before it.
+
+        ``last_loss`` is the loss of that pass, on the device.
+        """
         self.network.train()
-        with half_precision(self.device), self.whole_batches.of(inputs):
+        with half_precision(self.device, wanted=self.half), self.whole_batches.of(inputs):
             logits = (self.replica or self.network)(inputs)
         loss = loss_of(logits.float())
+        self.last_loss = loss.detach()
         self.optimiser.zero_grad()
         loss.backward()
-        self.optimiser.param_groups[0]["lr"] = self.schedule(self.steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.schedule(self.steps)
         self.optimiser.step()
         self.steps += 1
         return logits.detach()
 
     def save_weights(self, directory: Path) -> None:
         """Write the weights as safetensors."""
-        save_file(_contiguous(self.network.state_dict()), directory / WEIGHTS_NAME)
+        save_file(contiguous(self.network.state_dict()), directory / WEIGHTS_NAME)
 
     def save(self, directory: Path) -> None:
         """Write weights and moments as safetensors."""
         self.save_weights(directory)
-        save_file(_contiguous(moments_of(self.optimiser)), directory / MOMENTS_NAME)
+        save_file(contiguous(moments_of(self.optimiser)), directory / MOMENTS_NAME)
 
     def load(self, directory: Path, steps: int) -> None:
         """Continue from what ``save`` wrote after ``steps`` updates, or refuse it."""
@@ -178,7 +206,8 @@ def replica_of(network: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(network, device_ids=devices)
 
 
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as safetensors writes them: on the CPU, in the usual layout."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -188,22 +217,32 @@ class Accuracy:
 
     top1: float
     top5: float
+    by_class: tuple[tuple[int, int], ...] = ()
+    """Images of each class: right ones, and all."""
 
 
 @torch.inference_mode()
-def evaluate(network: nn.Module, examples: Examples, device: torch.device) -> Accuracy:
-    """Measure top-1 and top-5 accuracy (of fewer than five classes: all), with one host sync."""
+def evaluate(
+    network: nn.Module, examples: Examples, device: torch.device, *, half: bool | None = None
+) -> Accuracy:
+    """Measure top-1 and top-5 accuracy (of fewer than five classes: all), with one host sync.
+
+    ``half`` is that of `Trainer`.
+    """
     network.eval()
-    hits = torch.zeros(2, dtype=torch.int64, device=device)
-    seen, whole_batches = 0, WholeBatches()
+    counts = torch.zeros((3, 0), dtype=torch.int64, device=device)
+    whole_batches = WholeBatches()
     for inputs, labels, _ in examples:
-        with half_precision(device), whole_batches.of(inputs):
+        with half_precision(device, wanted=half), whole_batches.of(inputs):
             logits = network(inputs)
         ranked = logits.float().topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        hits += torch.stack([ranked[:, 0].sum(), ranked.sum()])
-        seen += len(labels)
-    top1, top5 = (100.0 * count / max(seen, 1) for count in hits.tolist())
-    return Accuracy(top1, top5)
+        found = torch.stack((ranked[:, 0], ranked.any(dim=1), torch.ones_like(ranked[:, 0])))
+        if counts.numel() == 0:
+            counts = counts.new_zeros((3, logits.shape[1]))
+        counts.index_add_(1, labels, found.long())
+    right, near, seen = counts.tolist()
+    top1, top5 = (100.0 * sum(count) / max(sum(seen), 1) for count in (right, near))
+    return Accuracy(top1, top5, tuple(zip(right, seen, strict=True)))
 
 
 def compile_where_it_pays(

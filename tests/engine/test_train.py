@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -13,7 +13,8 @@ from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.evaluation.protocols import PROTOCOLS, ProtocolEntry
 from coreset.engine.evaluation.protocols.hard import HardLabels
-from coreset.engine.evaluation.results import STUDENTS, Results
+from coreset.engine.evaluation.result_tables import CURVES, PER_CLASS, STUDENTS
+from coreset.engine.evaluation.results import Results
 from coreset.shards.format.dataset import Dataset, Manifest
 from coreset.shards.format.files import digest_of
 
@@ -22,14 +23,6 @@ TINY = ("--size", 33, "--epochs", 2, "--evaluations", 2)
 
 def students(results):
     return Results(results).rows(STUDENTS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _float32_everywhere():
-    """One arithmetic, so that stamps and accuracies are the same on every processor."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("coreset.engine.runtime.device.has_fast_bfloat16", lambda _device: False)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +58,31 @@ def test_rows_and_ledger_tell_what_was_trained(trained, random_set, packed, val)
         assert 0 <= row["top1_last"] <= row["top1_best"] <= 100
         assert row["top5_last"] == 100  # of three classes
         assert row["top1_best"] * 18 / 100 == pytest.approx(round(row["top1_best"] * 18 / 100))
+        assert (row["epoch_best"] in {1, 2}, row["top5_best"]) == (True, 100)
+        assert row["teachers"] is None
         assert line["config_digest"] == row["key"]
         assert (line["stage"], line["images"]) == ("train", 2 * 6)
     recorded = Results(trained).lineage(Provenance.read(random_set).digest)
     assert recorded is not None
     assert recorded["ledger"] == read_ledger(random_set)
     assert recorded["provenance"] == Provenance.read(random_set).document()
+
+
+def test_every_student_has_a_curve_and_accuracies_of_its_classes(trained, val):
+    curves, classes = (Results(trained).rows(table) for table in (CURVES, PER_CLASS))
+    for row in students(trained):
+        curve = [one for one in curves if one["key"] == row["key"]]
+        assert [one["epoch"] for one in curve] == [1, 2]
+        assert max(one["top1"] for one in curve) == row["top1_best"]
+        assert curve[-1]["top1"] == row["top1_last"]
+        assert curve[row["epoch_best"] - 1]["top1"] == row["top1_best"]
+        assert all(one["loss"] > 0 and one["lr"] > 0 for one in curve)
+        own = [one for one in classes if one["key"] == row["key"]]
+        assert [one["class"] for one in own] == list(Manifest.read(val).classes)
+        right = sum(one["top1"] * one["n"] / 100 for one in own)
+        assert right == pytest.approx(row["top1_best"] * 18 / 100)
+        assert sum(one["n"] for one in own) == 18
+    assert not list((trained / ".students").iterdir()), "checkpoints of finished students"
 
 
 def test_a_student_more_is_added_and_is_the_one_that_it_would_have_been_alone(
@@ -91,18 +103,19 @@ def test_a_student_more_is_added_and_is_the_one_that_it_would_have_been_alone(
     assert [row["epochs"] for row in students(results)] == [2, 2, 2, 1]
 
 
-def test_another_precision_is_another_student(trained, inputs, tmp_path, done, monkeypatch):
+def test_another_precision_is_another_student(trained, inputs, tmp_path, done):
     results = shutil.copytree(trained, tmp_path / "RESULTS")
     command = ("train", *inputs, results, *TINY, "--repeats", 1)
-    monkeypatch.setattr("coreset.engine.runtime.device.has_fast_bfloat16", lambda _device: True)
-    told, _ = done(*command)
+    told, _ = done(*command, "--precision", "bf16")
     assert told.startswith("random at IPC 2, resnet18, hard@1+bf16+short: top-1 ")
     assert "(1 students, 1 of them new)" in told
     *before, new = students(results)
     assert before == students(trained)
-    assert json.loads(new["runtime"])["precision"] == new["precision"] == "bfloat16"
+    assert {row["precision"] for row in before} == {"float32"}
+    assert (new["precision"], json.loads(new["runtime"])["precision"]) == ("bfloat16",) * 2
     assert (new["seed"], new["protocol"]) == (before[0]["seed"], "hard@1+bf16+short")
-    assert new["key"] not in {row["key"] for row in before}
+    assert new["protocol_digest"] != before[0]["protocol_digest"]
+    assert "(1 students, 0 of them new)" in done(*command, "--protocol", "hard@1+bf16")[0]
 
 
 def test_other_students_get_rows_of_their_own_and_stand_in_the_report(inputs, tmp_path, done):
@@ -125,7 +138,7 @@ def test_a_key_is_the_digest_of_everything_that_went_in(trained, inputs):
     protocol = HardLabels.published(3, 2).shortened(epochs=2, size=33, evaluations=2)
     parts = {
         "set": Provenance.read(condensed).digest, "val": [val.identity, val.content],
-        "protocol": asdict(protocol), "student": "resnet18", "seed": 0,
+        "protocol": protocol.digest([]), "student": "resnet18", "seed": 0,
     }  # fmt: skip
     assert students(trained)[0]["key"] == digest_of(parts)
 
@@ -181,8 +194,10 @@ def test_a_mailed_coreset_has_the_same_students(inputs, trained, packed, tmp_pat
 
 
 def test_a_protocol_is_registered_in_one_place(random_set, val, tmp_path, done, monkeypatch):
-    from coreset.engine.evaluation.students import Protocol
+    from coreset.engine.evaluation.protocols.base import Protocol
+    from coreset.engine.models.networks import Norm
     from coreset.engine.training.trainer import sgd
+    from coreset.kernels.augment import normalised
 
     drawn = []
 
@@ -191,11 +206,11 @@ def test_a_protocol_is_registered_in_one_place(random_set, val, tmp_path, done, 
         """Full batches of images as they are, at a rate that falls every epoch."""
 
         stamp: str = "toy@1"
-        norm = "batch"
-
-        @property
-        def batch(self):
-            return 6
+        norm: Norm = "batch"
+        batch: int = 6
+        lr: float = 0.01
+        weight_decay: float = 0.0
+        resize: int = 33
 
         def optimiser(self, network):
             return sgd(network, lr=0.01, weight_decay=0.0)
@@ -208,9 +223,12 @@ def test_a_protocol_is_registered_in_one_place(random_set, val, tmp_path, done, 
             assert steps_per_epoch == 1
             return lambda step: 0.01 / (1 + step)
 
-        def training_batch(self, images, labels, draws):
+        def evaluates_after(self, epoch):
+            return epoch == 3
+
+        def training_batch(self, images, labels, draws, labeller):  # noqa: ARG002 - of every protocol
             drawn.append(torch.rand((), generator=draws).item())
-            inputs = self.evaluation_inputs(images)
+            inputs = normalised(images, (0.5,) * 3, (0.5,) * 3)
             return inputs, lambda logits: cross_entropy(logits, labels)
 
     monkeypatch.setitem(PROTOCOLS, "toy", ProtocolEntry(summary="plain", load=lambda: Toy))
