@@ -24,6 +24,7 @@ DOCUMENTS = (
     "docs/pixels.md",
     "docs/selection.md",
     "docs/concepts.md",
+    "docs/protocols.md",
 )
 # Imported by name when blocks are made, because these modules import the renderer.
 BENCHMARKS = (
@@ -35,6 +36,7 @@ BENCHMARKS = (
     "similarity",
     "concepts",
     "concept_flips",
+    "protocol_values",
     "misratio",
     "pixels",
     "dynamics",
