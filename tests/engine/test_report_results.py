@@ -222,9 +222,9 @@ def test_training_curves_are_means_by_epoch_of_the_students_that_were_evaluated_
         row_of("random", ipc=50),
     ]
     top1 = {
-        "random-10-0": {1: 10.0, 2: None, 3: 30.0},
-        "random-10-1": {1: 20.0, 3: 35.0},
-        "kmeans-10-0": {3: 50.0},
+        "random-10-0": {9: 10.0, 10: None, 16: 30.0},
+        "random-10-1": {9: 20.0, 16: 35.0},
+        "kmeans-10-0": {16: 50.0},
         "of a student of another folder": {1: 99.0},
     }
     curves = [
@@ -236,8 +236,8 @@ def test_training_curves_are_means_by_epoch_of_the_students_that_were_evaluated_
     (drawn,) = training_figures(found, reversed(curves), look_of(sets.values()))
     assert drawn.title == f"Training: {found[0].title}"
     lines = {one["name"]: one for one in json.loads(drawn.json)["data"]}
-    assert (lines["random"]["x"], lines["random"]["y"]) == ([1, 3], [15.0, 32.5])
-    assert (lines["kmeans"]["x"], lines["kmeans"]["mode"]) == ([3], "markers")
+    assert (lines["random"]["x"], lines["random"]["y"]) == ([9, 16], [15.0, 32.5])
+    assert (lines["kmeans"]["x"], lines["kmeans"]["mode"]) == ([16], "markers")
 
 
 def test_metrics_of_two_backbones_stay_apart():
