@@ -27,7 +27,8 @@ from coreset.engine.runtime.limits import decoded_bytes
 from coreset.engine.runtime.text import readable_bytes
 from coreset.engine.scoring.proxy import Proxy, convolutional_proxy
 from coreset.engine.scoring.recipes import RECIPES
-from coreset.engine.training.trainer import CompileMode, Trainer, compile_where_it_pays, sgd
+from coreset.engine.training.compilation import CompileMode, compile_where_it_pays
+from coreset.engine.training.trainer import Trainer, sgd
 from coreset.kernels.augment import normalised
 from coreset.kernels.dynamics import Dynamics
 from coreset.shards.errors import UsageError

@@ -6,6 +6,7 @@ classes), rows in the order of the epoch's batches) and ``seed-0.json`` (how man
 alone, so that every student of that seed sees the images that were labelled.
 """
 
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class KeptLabels:
     @property
     def n_bytes(self) -> int:
         """Bytes of the labels of one seed."""
-        return int(np.prod(self.shape, dtype=np.int64)) * 2
+        return label_bytes(self.shape)
 
     def require_own(self) -> None:
         """Claim the folder, or refuse it if it holds labels of something else."""
@@ -117,6 +118,11 @@ class SoftLabels:
             yield _writer(rows, self.of_images)
             rows.flush()  # pyright: ignore[reportAttributeAccessIssue] - of a memory map
             kept.count(seed, epoch + 1)
+
+
+def label_bytes(shape: tuple[int, int, int]) -> int:
+    """Return the bytes of kept labels of (epochs, images, classes)."""
+    return math.prod(shape) * np.dtype(np.float16).itemsize
 
 
 def _reader(rows: Any, device: torch.device) -> Callable[[Tensor], Tensor]:  # noqa: ANN401 - of NumPy

@@ -7,7 +7,7 @@ becomes, with deterministic kernels, the same to the bit.
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from coreset.engine.artifacts.ledger import Stopwatch
 from coreset.engine.data.images import EpochSource
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import Batch
+from coreset.engine.evaluation.history import EpochRecord, History
 from coreset.engine.evaluation.protocols.base import Protocol
 from coreset.engine.evaluation.soft_labels import SoftLabels
 from coreset.engine.models.networks import (
@@ -32,14 +33,12 @@ from coreset.engine.models.networks import (
 from coreset.engine.runtime.device import generator_for, precision_note, seeded_torch
 from coreset.engine.runtime.signals import Stop, defer_signals
 from coreset.engine.training.averaging import AveragedWeights
+from coreset.engine.training.compilation import CompileMode, compilation, compile_where_it_pays
 from coreset.engine.training.trainer import (
     Accuracy,
-    CompileMode,
     DivergedError,
     Examples,
     Trainer,
-    compilation,
-    compile_where_it_pays,
     contiguous,
     evaluate,
 )
@@ -69,47 +68,6 @@ class Images(NamedTuple):
     train: TrainingImages
     val: EpochSource
     labels: SoftLabels | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EpochRecord:
-    """One epoch of a training."""
-
-    epoch: int
-    """Epochs done after it."""
-    loss: float
-    """Mean over the images."""
-    lr: float
-    """Learning rate of its last step."""
-    top1: float | None = None
-    """Percent of the validation images; None: not evaluated."""
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """What a student has come to so far; accuracies in percent of the validation images."""
-
-    best: Accuracy = field(default_factory=lambda: Accuracy(0.0, 0.0))
-    epoch_best: int = 0
-    last: Accuracy = field(default_factory=lambda: Accuracy(0.0, 0.0))
-    steps: int = 0
-    train_seconds: float = 0.0
-    evaluation_seconds: float = 0.0
-    curve: tuple[EpochRecord, ...] = ()
-
-    @property
-    def epochs(self) -> int:
-        """Epochs done."""
-        return len(self.curve)
-
-    def after(self, record: EpochRecord, accuracy: Accuracy | None, **counted: float) -> "History":
-        """Add an epoch, and its evaluation if there was one; the first of equals stays the best."""
-        done = replace(self, curve=(*self.curve, record), **counted)  # pyright: ignore[reportArgumentType] - steps is whole
-        if accuracy is None:
-            return done
-        if self.epoch_best and accuracy.top1 <= self.best.top1:
-            return replace(done, last=accuracy)
-        return replace(done, last=accuracy, best=accuracy, epoch_best=record.epoch)
 
 
 class Student:

@@ -40,12 +40,11 @@ from coreset.engine.scoring.run import ScoringRun
 from coreset.engine.scoring.score_table import ASSIGNED, PREDICTED, UNDECODABLE_NAME
 from coreset.engine.scoring.setup import GIVEN, Setup
 from coreset.engine.scoring.untrained import commit_untrained_scores
+from coreset.engine.training.compilation import compilation, compile_where_it_pays
 from coreset.engine.training.trainer import (
     DivergedError,
     Trainer,
     adam,
-    compilation,
-    compile_where_it_pays,
     cosine_schedule,
     replica_of,
     sgd,

@@ -31,7 +31,8 @@ from coreset.engine.runtime.device import generator_for
 from coreset.engine.runtime.distributed import ALONE, Distributed
 from coreset.engine.runtime.limits import available_cores
 from coreset.engine.scoring.recipes import Recipe
-from coreset.engine.training.trainer import Examples, WholeBatches, compiled_on_gpu
+from coreset.engine.training.compilation import WholeBatches, compiled_on_gpu
+from coreset.engine.training.trainer import Examples
 from coreset.kernels.augment import (
     draw_crops,
     draw_flips,

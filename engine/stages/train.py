@@ -109,7 +109,6 @@ class Train:
             each = [replace(self, seed=seed, repeats=1, slots=1) for seed in missing]
             failures = run_in_processes(each, self.slots)
         elif missing:
-            job.require_trainable()
             job.open()  # what is wrong with it is wrong for all students
             for seed in missing:
                 try:
@@ -124,7 +123,8 @@ class Train:
         return self._outcome(job, set(keys.values()), len(missing), notes, failures)
 
     def _job(self) -> "TrainingJob":
-        from coreset.engine.evaluation.training_job import TrainingJob, open_teachers
+        from coreset.engine.evaluation.student_inputs import StudentInputs, open_teachers
+        from coreset.engine.evaluation.training_job import TrainingJob
 
         require_output(self.results)
         condensed, val = open_set(self.condensed, data=self.data), Dataset.open(self.val)
@@ -133,19 +133,18 @@ class Train:
         protocol = self._protocol(condensed.info.n_classes, condensed.info.ipc)
         teachers, protocol = open_teachers(self.teachers, protocol, val.manifest.classes, device)
         changed = {name: getattr(self, name) for name in ("epochs", "size", "evaluations")}
-        return TrainingJob(
+        inputs = StudentInputs(
             condensed=condensed,
             val=val,
-            results=Results(self.results),
             protocol=protocol.shortened(**changed),
-            student=self.student,
             device=device,
             open_stream=self.decoding.stream,
             workers=self.decoding.workers,
             teachers=teachers,
             labels=self.labels,
-            compile_mode=self.compile,
-            deterministic=self.deterministic,
+        )
+        return TrainingJob(
+            inputs, Results(self.results), self.student, self.compile, self.deterministic
         )
 
     def _protocol(self, n_classes: int, ipc: int) -> "Protocol":
@@ -171,7 +170,7 @@ class Train:
 
         rows = [row for row in job.results.rows(STUDENTS) if row["key"] in keys]
         best = [row["top1_best"] for row in rows]
-        what = f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {self.student}, {job.protocol.stamp}"
+        what = f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {self.student}, {job.inputs.protocol.stamp}"
         last = fmean(row["top1_last"] for row in rows)
         accuracy = f"top-1 {plus_minus(best, '+-')} % best, {last:.1f} % last"
         count = f"{len(rows)} students, {n_new - len(failures)} of them new"
@@ -180,5 +179,9 @@ class Train:
             f"{what}: {accuracy} ({count}): {self.results}",
             f"next: coreset report {self.results} report.html",
         )
-        data = {"results": str(self.results), "protocol": job.protocol.stamp, "top1_best": best}
+        data = {
+            "results": str(self.results),
+            "protocol": job.inputs.protocol.stamp,
+            "top1_best": best,
+        }
         return Result(lines, data, error=failures[0] if failures else None)

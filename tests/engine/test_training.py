@@ -20,12 +20,12 @@ from coreset.engine.runtime.device import (
     resolve_device,
     runtime_of,
 )
+from coreset.engine.training.compilation import compile_where_it_pays
 from coreset.engine.training.trainer import (
     MOMENTS_NAME,
     WEIGHTS_NAME,
     Accuracy,
     Trainer,
-    compile_where_it_pays,
     cosine_schedule,
     evaluate,
     moments_of,
@@ -287,13 +287,13 @@ def test_gpus_that_the_environment_hides_are_named_as_hidden(monkeypatch, hidden
 def test_compilation_is_for_long_trainings_and_needs_a_compiler(
     monkeypatch, mode, image_passes, size, compiled
 ):
-    monkeypatch.setattr("coreset.engine.training.trainer.which", lambda _: None)
+    monkeypatch.setattr("coreset.engine.training.compilation.which", lambda _: None)
     network, asked = nn.Linear(2, 2), []
     monkeypatch.setattr(network, "compile", lambda **options: asked.append(options))
     note = compile_where_it_pays(network, mode, CPU, image_passes=image_passes, size=size)
     assert note == ("no C++ compiler here: training runs uncompiled" if compiled else "")
     assert asked == []
-    monkeypatch.setattr("coreset.engine.training.trainer.which", lambda name: name == "g++")
+    monkeypatch.setattr("coreset.engine.training.compilation.which", lambda name: name == "g++")
     note = compile_where_it_pays(network, mode, CPU, image_passes=image_passes, size=size)
     assert (note, len(asked)) == ("", compiled)
 
@@ -321,7 +321,7 @@ def test_there_is_one_whole_graph_per_side_and_none_for_short_batches_or_epochs(
         compiled(network, backend=counted, dynamic=dynamic)
 
     monkeypatch.setattr(nn.Module, "compile", with_counter)
-    monkeypatch.setattr("coreset.engine.training.trainer.which", lambda _: "c++")
+    monkeypatch.setattr("coreset.engine.training.compilation.which", lambda _: "c++")
     compile_where_it_pays(trainer.network, "on", CPU, image_passes=1, size=9, n_sizes=2)
     for epoch in range(3):
         for side in (9, 11):

@@ -20,7 +20,8 @@ from coreset.engine.data.crops import crops_on_cpu
 from coreset.engine.evaluation.protocols.base import Labeller, Loss, Protocol, Sources
 from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.runtime.limits import available_cores
-from coreset.engine.training.trainer import compiled_on_gpu, sgd, step_schedule
+from coreset.engine.training.compilation import compiled_on_gpu
+from coreset.engine.training.trainer import sgd, step_schedule
 from coreset.kernels.augment import (
     color_jitter,
     cutmix,

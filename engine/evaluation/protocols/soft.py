@@ -8,6 +8,7 @@ every run is seeded, and its draws depend on the seed alone, whatever the studen
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
@@ -18,7 +19,8 @@ from coreset.engine.data.geometry import Crops, Pixels
 from coreset.engine.evaluation.protocols.base import Labeller, Loss, Protocol, Sources
 from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.runtime.device import seeded_torch
-from coreset.engine.training.trainer import adamw, compiled_on_gpu
+from coreset.engine.training.compilation import compiled_on_gpu
+from coreset.engine.training.trainer import adamw
 from coreset.kernels.augment import (
     cutmix,
     draw_cutmix,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from coreset.engine.models.networks import Norm
 
 LEAST_TEACHER_SIZE = 128
+_one_at_a_time = Lock()  # torchvision draws from the global generator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +130,6 @@ def randaugmented(image: Pixels, seed: int) -> Pixels:
     """Apply torchvision's RandAugment to an image, uint8 of shape (h, w, 3)."""
     from torchvision.transforms import RandAugment
 
-    with seeded_torch(seed, torch.device("cpu")):
+    with _one_at_a_time, seeded_torch(seed, torch.device("cpu")):
         changed = RandAugment()(torch.from_numpy(image).permute(2, 0, 1))
     return np.ascontiguousarray(changed.permute(1, 2, 0).numpy())
