@@ -139,6 +139,36 @@ def lighting(
     return (images.float() + offsets[:, :, None, None]).to(images.dtype)
 
 
+def recoloured(
+    images: Float[Tensor, "b 3 h w"],
+    amounts: Float[Tensor, "b 3"],
+    offsets: Float[Tensor, "b 3"],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Float[Tensor, "b 3 h w"]:
+    """Jitter the colours by ``amounts``, add ``offsets`` (of `draw_lighting`), and normalise.
+
+    The changes of brightness, contrast and saturation (amounts of `draw_jitter`) are each
+    (1 - a) * image + a * reference, with black, the mean of the grey image, and the grey image for
+    references. As in MinimaxDiffusion (``data.py``), but not in torchvision, nothing is clamped; so
+    any order gives the same image, and all of it is one affine map of each image's colours.
+    """
+    brightness, contrast, saturation = amounts[:, :, None].unbind(dim=1)
+    mean_31, std_31 = (_per_channel(values, images.device)[:, 0] for values in (mean, std))
+    weights_13 = _per_channel(_GREY_WEIGHTS, images.device)[:, 0].T
+    colours_b3p = images.float().flatten(2)
+    with torch.autocast(images.device.type, enabled=False):
+        grey_b1 = colours_b3p.mean(dim=2) @ weights_13.T
+        kept_b1 = (1 - brightness) * (1 - contrast)
+        identity_33 = torch.eye(3, device=images.device)
+        matrix_b33 = (
+            torch.lerp(identity_33, weights_13, saturation[:, :, None]) * kept_b1[:, :, None]
+        )
+        shift_b31 = ((1 - brightness) * contrast * grey_b1 + offsets)[:, :, None] - mean_31
+        mapped = torch.baddbmm(shift_b31 / std_31, matrix_b33 / std_31, colours_b3p)
+    return mapped.view(images.shape)
+
+
 def draw_cutmix(
     n: int, side: tuple[int, int], generator: torch.Generator, alpha: float = 1.0
 ) -> tuple[Int[Tensor, " b"], Int[Tensor, "4"], float]:

@@ -112,7 +112,8 @@ class TrainingJob:
     def _row(self, key: str, seed: int, history: History) -> Row:
         """Make the row of a student."""
         inputs = self.inputs
-        protocol, runtime = inputs.protocol, runtime_of(inputs.device)
+        protocol = inputs.protocol
+        how = {"precision": protocol.precision, "versions": versions()}
         names = [(teacher.name, teacher.digest) for teacher in inputs.teachers]
         return {
             **self.results.input_columns(inputs.condensed, inputs.val),
@@ -136,9 +137,7 @@ class TrainingJob:
             "image_bytes": inputs.condensed.image_bytes,
             "label_bytes": 0 if inputs.labels is None else label_bytes(inputs.label_shape),
             "device": str(inputs.device),
-            "runtime": json.dumps(
-                runtime | {"precision": protocol.precision, "versions": versions()}
-            ),
+            "runtime": json.dumps(runtime_of(inputs.device) | how),
         }
 
 

@@ -169,8 +169,8 @@ class Train:
         from coreset.engine.report.results import plus_minus
 
         rows = [row for row in job.results.rows(STUDENTS) if row["key"] in keys]
-        best = [row["top1_best"] for row in rows]
-        what = f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {self.student}, {job.inputs.protocol.stamp}"
+        best, stamp = [row["top1_best"] for row in rows], job.inputs.protocol.stamp
+        what = f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {self.student}, {stamp}"
         last = fmean(row["top1_last"] for row in rows)
         accuracy = f"top-1 {plus_minus(best, '+-')} % best, {last:.1f} % last"
         count = f"{len(rows)} students, {n_new - len(failures)} of them new"
@@ -179,9 +179,5 @@ class Train:
             f"{what}: {accuracy} ({count}): {self.results}",
             f"next: coreset report {self.results} report.html",
         )
-        data = {
-            "results": str(self.results),
-            "protocol": job.inputs.protocol.stamp,
-            "top1_best": best,
-        }
+        data = {"results": str(self.results), "protocol": stamp, "top1_best": best}
         return Result(lines, data, error=failures[0] if failures else None)

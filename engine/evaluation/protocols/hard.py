@@ -23,7 +23,6 @@ from coreset.engine.runtime.limits import available_cores
 from coreset.engine.training.compilation import compiled_on_gpu
 from coreset.engine.training.trainer import sgd, step_schedule
 from coreset.kernels.augment import (
-    color_jitter,
     cutmix,
     draw_crops,
     draw_cutmix,
@@ -31,8 +30,7 @@ from coreset.kernels.augment import (
     draw_jitter,
     draw_lighting,
     horizontal_flip,
-    lighting,
-    normalised,
+    recoloured,
     resized_crops,
     unit_range,
 )
@@ -126,9 +124,8 @@ class HardLabels(Protocol):
         *pasting, share = draw_cutmix(n, (self.size, self.size), draws, self.cutmix_alpha)
         drawn = [each.to(images.device, non_blocking=True) for each in (*colours, *pasting)]
         if images.device.type == "cpu":
-            mixed = mixed_of(
-                unit_range(crops_on_cpu(images, boxes, self.size, workers=available_cores())), drawn
-            )
+            crops = crops_on_cpu(images, boxes, self.size, workers=available_cores())
+            mixed = mixed_of(crops, drawn)
         else:
             drawn = [boxes.to(images.device, non_blocking=True), *drawn]
             mixed = compiled_on_gpu(augmented, images.device)(images, drawn, size=self.size)
@@ -148,7 +145,7 @@ def augmented(images: Tensor, drawn: Sequence[Tensor], *, size: int) -> Tensor:
 
 
 def mixed_of(crops: Tensor, drawn: Sequence[Tensor]) -> Tensor:
-    """Mirror, colour, normalise and mix crops in 0..1, of shape (b, 3, s, s)."""
+    """Mirror, colour, normalise and mix crops of shape (b, 3, s, s), uint8 or in 0..1."""
     flips, jitter, light, partner, box = drawn
-    coloured = lighting(color_jitter(horizontal_flip(crops, flips), jitter), light)
-    return cutmix(normalised(coloured, IMAGENET_MEAN, IMAGENET_STD), partner, box)
+    images = unit_range(horizontal_flip(crops, flips))
+    return cutmix(recoloured(images, jitter, light, IMAGENET_MEAN, IMAGENET_STD), partner, box)
