@@ -103,26 +103,8 @@ def horizontal_flip(
 
 
 def draw_jitter(n: int, generator: torch.Generator, strength: float = 0.4) -> Float[Tensor, "b 3"]:
-    """Draw the changes of brightness, contrast and saturation, uniform in (-strength, strength)."""
+    """Draw changes of brightness, contrast and saturation, uniform in (-strength, strength)."""
     return (2 * strength * _uniform((n, 3), generator) - strength).float()
-
-
-def color_jitter(
-    images: Float[Tensor, "b 3 h w"], amounts: Float[Tensor, "b 3"]
-) -> Float[Tensor, "b 3 h w"]:
-    """Change brightness, contrast and saturation of each image by amounts (of `draw_jitter`).
-
-    Each change is (1 - a) * image + a * reference. The references are black, the mean of the grey
-    image, and the grey image. As in MinimaxDiffusion (``data.py``), but not in torchvision, nothing
-    is clamped; so any order gives the same image.
-    """
-    brightness, contrast, saturation = amounts[:, :, None, None, None].unbind(dim=1)
-    values = images.float()
-    weights_311 = _per_channel(_GREY_WEIGHTS, images.device)
-    grey_b1hw = (values * weights_311).sum(dim=1, keepdim=True)
-    colour = torch.lerp(values, grey_b1hw, saturation)
-    contrasted = torch.lerp(colour, grey_b1hw.mean(dim=(2, 3), keepdim=True), contrast)
-    return (contrasted * (1 - brightness)).to(images.dtype)
 
 
 def draw_lighting(n: int, generator: torch.Generator, std: float = 0.1) -> Float[Tensor, "b 3"]:
@@ -130,13 +112,6 @@ def draw_lighting(n: int, generator: torch.Generator, std: float = 0.1) -> Float
     amounts_b3 = torch.randn((n, 3), generator=generator) * std
     components_33 = torch.tensor(_EIGENVECTORS) * torch.tensor(_EIGENVALUES)
     return amounts_b3 @ components_33.T
-
-
-def lighting(
-    images: Float[Tensor, "b 3 h w"], offsets: Float[Tensor, "b 3"]
-) -> Float[Tensor, "b 3 h w"]:
-    """Add to each image its colour (of `draw_lighting`)."""
-    return (images.float() + offsets[:, :, None, None]).to(images.dtype)
 
 
 def recoloured(

@@ -18,16 +18,15 @@ from coreset.engine.doctor.speeds import Context, proxy_in_training
 from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.runtime.device import generator_for
 from coreset.kernels.augment import (
-    color_jitter,
     cutmix,
     draw_cutmix,
     draw_flips,
     draw_jitter,
     draw_lighting,
     horizontal_flip,
-    lighting,
     normalised,
     random_resized_crop,
+    recoloured,
     unit_range,
 )
 from coreset.kernels.dynamics import Dynamics
@@ -48,21 +47,23 @@ WAITING = frozenset({"_local_scalar_dense", "nonzero", "is_nonzero", "masked_sel
 INDEXING = frozenset({"index", "index_put", "index_put_"})
 
 
-def _drawn(augment: Callable[[Tensor, Tensor], Tensor], draw: Draw) -> Augmentation:
-    """Augment images by numbers that are drawn for each."""
-    return lambda images, draws: augment(
-        unit_range(images), draw(len(images), draws).to(images.device)
-    )
-
-
 AUGMENTATIONS: dict[str, Augmentation] = {
     "normalisation": lambda images, _: normalised(images, IMAGENET_MEAN, IMAGENET_STD),
     "random resized crop": lambda images, draws: random_resized_crop(images, CROP_SIZE, draws),
-    "flip": _drawn(horizontal_flip, draw_flips),
-    "colour jitter": _drawn(color_jitter, draw_jitter),
-    "lighting": _drawn(lighting, draw_lighting),
+    "flip": lambda images, draws: _flipped(unit_range(images), draws),
+    "colours": lambda images, draws: _recoloured(unit_range(images), draws),
     "CutMix": lambda images, draws: _mixed(unit_range(images), draws),
 }
+
+
+def _flipped(images: Tensor, draws: torch.Generator) -> Tensor:
+    return horizontal_flip(images, draw_flips(len(images), draws).to(images.device))
+
+
+def _recoloured(images: Tensor, draws: torch.Generator) -> Tensor:
+    both = (draw(len(images), draws).to(images.device) for draw in (draw_jitter, draw_lighting))
+    amounts, offsets = both
+    return recoloured(images, amounts, offsets, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _mixed(images: Tensor, draws: torch.Generator) -> Tensor:

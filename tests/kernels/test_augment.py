@@ -9,7 +9,6 @@ from scipy.stats import chisquare, ks_2samp
 from torch.nn.functional import interpolate
 
 from coreset.kernels.augment import (
-    color_jitter,
     cutmix,
     draw_crops,
     draw_cutmix,
@@ -17,9 +16,9 @@ from coreset.kernels.augment import (
     draw_jitter,
     draw_lighting,
     horizontal_flip,
-    lighting,
     normalised,
     random_resized_crop,
+    recoloured,
     resized_crops,
     shuffled_patches,
 )
@@ -103,37 +102,37 @@ def jitter_one_by_one(image, amounts, order):
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
-def test_jitter_equals_the_three_blends_in_any_order(order):
+def test_colours_are_blended_three_times_in_any_order_then_lit_and_normalised(order):
     images = images_01(9, 5, 7)
     # One uniform number per image and operation, in this order.
     uniform = torch.rand((9, 3), generator=seeded(2), dtype=torch.float64)
     amounts = ((uniform * 2 - 1) * 0.4).float()
-    expected = [jitter_one_by_one(*pair, order) for pair in zip(images, amounts, strict=True)]
-    torch.testing.assert_close(
-        color_jitter(images, draw_jitter(9, seeded(2))), torch.stack(expected)
-    )
+    blended = [jitter_one_by_one(*pair, order) for pair in zip(images, amounts, strict=True)]
+    lights = draw_lighting(9, seeded(3))
+    expected = normalised(torch.stack(blended) + lights[:, :, None, None], MEAN, STD)
+    got = recoloured(images, draw_jitter(9, seeded(2)), lights, MEAN, STD)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_lighting_adds_one_offset_per_image_with_imagenets_covariance():
-    images = images_01(20000, 2, 2)
-    offsets = lighting(images, draw_lighting(20000, seeded(5))) - images
-    torch.testing.assert_close(offsets, offsets[:, :, :1, :1].expand_as(offsets), atol=1e-6, rtol=0)
+def test_colours_are_the_same_in_either_layout_and_under_autocast():
+    images, amounts = images_01(4, 6, 5), draw_jitter(4, seeded(2))
+    arguments = amounts, draw_lighting(4, seeded(3)), MEAN, STD
+    expected = recoloured(images, *arguments)
+    channels_last = images.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(recoloured(channels_last, *arguments), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(recoloured(images, *arguments), expected)
+
+
+def test_lighting_adds_offsets_of_imagenets_covariance():
+    offsets = draw_lighting(20000, seeded(5))
     vectors = torch.tensor(
         [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
     ).double()
     values = torch.tensor([0.2175, 0.0188, 0.0045]).double()
     torch.testing.assert_close(vectors.T @ vectors, torch.eye(3).double(), atol=1e-3, rtol=0)
     expected = vectors @ torch.diag((0.1 * values) ** 2) @ vectors.T
-    covariance = torch.cov(offsets[:, :, 0, 0].double().T)
-    torch.testing.assert_close(covariance, expected, rtol=0.05, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("augment", "draw"), [(color_jitter, draw_jitter), (lighting, draw_lighting)]
-)
-def test_half_precision_colours_are_computed_in_float32(augment, draw):
-    images, drawn = images_01(8, 6, 6).bfloat16(), draw(8, seeded(6))
-    assert torch.equal(augment(images, drawn), augment(images.float(), drawn).bfloat16())
+    torch.testing.assert_close(torch.cov(offsets.double().T), expected, rtol=0.05, atol=0)
 
 
 def pasted(mixed, images, partner):
