@@ -67,7 +67,8 @@ class Images(NamedTuple):
     """What a student is trained on, what it is evaluated on, and labels of teachers, if any."""
 
     train: TrainingImages
-    val: EpochSource
+    val: EpochSource | None
+    """None: the protocol evaluates after no epoch."""
     labels: SoftLabels | None = None
 
 
@@ -146,6 +147,8 @@ class Student:
         kept = protocol.averaging
         self.averaged = None if kept is None else AveragedWeights(network, kept)
         self.history = History()
+        self.resumed_epochs = 0
+        """Epochs that an interrupted run did."""
 
     def train(
         self,
@@ -162,6 +165,7 @@ class Student:
         checkpoints = Checkpoints(scratch) if scratch else None
         if checkpoints and (newest := checkpoints.latest()):
             self._load(newest[1])
+            self.resumed_epochs = self.history.epochs
             on_epoch(self.history)
         since = Stopwatch()
         with defer_signals() as stop, compilation(self.compile_mode):
@@ -224,14 +228,18 @@ class Student:
 
     def evaluate(self) -> Accuracy:
         """Evaluate the student, or its averaged weights, on the validation images."""
+        if self.images.val is None:
+            raise AssertionError("a protocol without evaluations asks for none")
         network, device = self.trainer.network, self.trainer.device
         averaged = self.averaged.in_place(network) if self.averaged else nullcontext()
         with averaged:
-            return evaluate(network, self._evaluation_batches(), device, half=self.trainer.half)
+            return evaluate(
+                network, self._examples(self.images.val), device, half=self.trainer.half
+            )
 
-    def _evaluation_batches(self) -> Examples:
+    def _examples(self, val: EpochSource) -> Examples:
         device = self.trainer.device
-        for batch in self.images.val.epoch(BatchOrder(batch=EVALUATION_BATCH)):
+        for batch in val.epoch(BatchOrder(batch=EVALUATION_BATCH)):
             images = batch.images.to(device, non_blocking=True)
             inputs = normalised(images, IMAGENET_MEAN, IMAGENET_STD)
             labels = batch.labels.to(device, non_blocking=True)

@@ -27,14 +27,15 @@ from coreset.engine.evaluation.result_tables import CURVES, PER_CLASS, STUDENTS
 from coreset.engine.evaluation.results import Results, Row
 from coreset.engine.evaluation.soft_labels import KeptLabels, SoftLabels
 from coreset.engine.evaluation.students import EVALUATION_BATCH, History, Images, Student
+from coreset.engine.evaluation.training_progress import train_with_progress
 from coreset.engine.models.networks import require_trainable
 from coreset.engine.models.teachers import Teacher, check_teachers, load_teachers
-from coreset.engine.runtime.device import deterministic_kernels, memory_shortage, runtime_of
-from coreset.engine.runtime.progress import progress, say
+from coreset.engine.runtime.device import deterministic_kernels, runtime_of
+from coreset.engine.runtime.progress import say
 from coreset.engine.runtime.text import readable_bytes
 from coreset.engine.training.trainer import CompileMode
 from coreset.kernels.augment import unit_range
-from coreset.shards.errors import InterruptedRunError, MachineError, UsageError
+from coreset.shards.errors import InterruptedRunError, UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import digest_of, make_directory, remove_tree
 
@@ -156,7 +157,8 @@ class TrainingJob:
             make_directory(scratch)
             student = self._student(seed)
             try:
-                history = self._trained(student, seed, scratch, meter)
+                title = f"train {self.condensed.path.resolve().name}, seed {seed}"
+                history = train_with_progress(student, title, meter, scratch)
             except InterruptedRunError:
                 self.results.append(STUDENTS, [], [meter.line(interrupted=True)])
                 raise
@@ -172,32 +174,6 @@ class TrainingJob:
             self.images, self.protocol, self.student,
             seed=seed, device=self.device, compile_mode=self.compile_mode,
         )  # fmt: skip
-
-    def _trained(self, student: Student, seed: int, scratch: Path, meter: Meter) -> History:
-        title, n = (
-            f"train {self.condensed.path.resolve().name}, seed {seed}",
-            len(self.condensed.ids),
-        )
-        with progress(title, self.protocol.epochs, "epochs") as bar:
-
-            def tell(history: History) -> None:
-                if history.epochs - bar.done > 1:
-                    bar.resume(history.epochs - bar.done)
-                    return
-                bar.advance(
-                    1, best=f"{history.best.top1:.1f} %", loss=f"{history.curve[-1].loss:.3g}"
-                )
-                meter.images += n
-
-            try:
-                return student.train(scratch, tell)
-            except (MemoryError, RuntimeError) as error:
-                if (shortage := memory_shortage(error)) is None:
-                    raise
-                raise MachineError(
-                    f"{shortage[0]}; the batch of {self.protocol.batch} is the protocol's and "
-                    "stays: use a smaller --size, --precision bf16, or another device"
-                ) from error
 
     def _row(self, key: str, seed: int, history: History) -> Row:
         """Make the row of a student."""
