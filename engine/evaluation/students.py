@@ -147,8 +147,7 @@ class Student:
         kept = protocol.averaging
         self.averaged = None if kept is None else AveragedWeights(network, kept)
         self.history = History()
-        self.resumed_epochs = 0
-        """Epochs that an interrupted run did."""
+        self.resumed_epochs = 0  # those that an interrupted run did
 
     def train(
         self,
@@ -228,14 +227,12 @@ class Student:
 
     def evaluate(self) -> Accuracy:
         """Evaluate the student, or its averaged weights, on the validation images."""
-        if self.images.val is None:
+        network, device, val = self.trainer.network, self.trainer.device, self.images.val
+        if val is None:
             raise AssertionError("a protocol without evaluations asks for none")
-        network, device = self.trainer.network, self.trainer.device
         averaged = self.averaged.in_place(network) if self.averaged else nullcontext()
         with averaged:
-            return evaluate(
-                network, self._examples(self.images.val), device, half=self.trainer.half
-            )
+            return evaluate(network, self._examples(val), device, half=self.trainer.half)
 
     def _examples(self, val: EpochSource) -> Examples:
         device = self.trainer.device
