@@ -24,7 +24,7 @@ from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD, build_ne
 from coreset.engine.models.teachers import TEACHER_NAME, check_teachers, load_teachers
 from coreset.engine.runtime.device import generator_for
 from coreset.engine.scoring.recipes import RECIPES
-from coreset.engine.training.trainer import WEIGHTS_NAME
+from coreset.engine.training.trainer import WEIGHTS_NAME, Trainer
 from coreset.kernels.augment import draw_crops, draw_flips, normalised, unit_range
 from coreset.shards.errors import StoreError
 from coreset.shards.format.dataset import Dataset
@@ -226,6 +226,7 @@ def test_a_kill_while_checkpoints_are_removed_leaves_nothing_to_train(
 
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", killed)
+        patch.setattr(CHECKPOINT_SECONDS, 0.0)
         assert coreset("teach", packed, out, *SMALL).code == 130
     with monkeypatch.context() as patch:
         patch.setattr(Student, "train", None)
@@ -241,6 +242,30 @@ def test_a_training_that_diverges_says_so_and_leaves_nothing(
     monkeypatch.setattr(loss, lambda logits, _: logits.sum() * torch.nan)
     said = refused(tmp_path, "teach", packed, tmp_path / "T", *SMALL, code=3)
     assert said.startswith("the loss is nan in epoch 1, step 1 of 1: the training diverged")
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_where_memory_runs_out_checkpoints_stay_if_there_are_any(
+    *, packed, tmp_path, coreset, done, stored_bytes, monkeypatch, steps
+):
+    step, out = Trainer.step, tmp_path / "T"
+
+    def small_memory(self, *batch):
+        if self.steps == steps:
+            raise torch.OutOfMemoryError("text of a release to come")
+        return step(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", small_memory)
+        patch.setattr(CHECKPOINT_SECONDS, 0.0)
+        told = coreset("teach", packed, out, *SMALL)
+    assert told.code == 4
+    assert "out of memory; the batch of 60 is the protocol's and stays: use a smaller" in told.err
+    assert temporary_name(out).exists() == (steps > 0)
+    done("teach", packed, out, *SMALL)
+    assert read_ledger(out)[-1]["images"] == (2 - steps) * 60
+    done("teach", packed, tmp_path / "whole", *SMALL)
+    assert stored_bytes(out) == stored_bytes(tmp_path / "whole")
 
 
 def test_a_damaged_image_is_named(damaged, tmp_path, refused):
