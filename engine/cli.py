@@ -39,6 +39,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "overlap": ("SET SET ...", "overlap", "Overlap", "how many images coresets share, by class"),
     "ingest": ("LIST SET", "ingest", "Ingest", "a list of samples that others chose, as a coreset"),
     "distill": ("DATA SET", "distill", "Distill", "build a synthetic set (k-means centroids)"),
+    "teach": ("DATA TEACHER", "teach", "Teach", "train a teacher, whose outputs label images"),
     "train": ("SET VAL RESULTS", "train", "Train", "train students on a condensed set"),
     "protocols": ("show NAME", "protocols", "Protocols", "every value of a protocol, its source"),
     "measure": ("SET VAL RESULTS", "measure", "Measure", "representativeness, diversity of a set"),

@@ -176,15 +176,16 @@ def _per_class(dataset: Dataset, ids: NDArray[np.int64]) -> tuple[int, ...]:
     return tuple(np.bincount(dataset.labels[ids], minlength=len(dataset.classes)).tolist())
 
 
-def require_same_classes(condensed: CondensedSet, val: Dataset) -> None:
-    """Raise ``UsageError`` unless set and validation data have the same class list in one order."""
-    own, classes = condensed.dataset.classes, val.classes
+def require_same_classes(train: CondensedSet | Dataset, val: Dataset) -> None:
+    """Raise ``UsageError`` unless both have the same class list in one order."""
+    own = (train if isinstance(train, Dataset) else train.dataset).classes
+    classes = val.classes
     if own == classes:
         return
     odd = sorted(set(own) ^ set(classes))
     difference = f"{odd[0]} is in one of them only" if odd else "the same classes in another order"
     raise UsageError(
-        f"{condensed.path} has {len(own)} classes and {val.path} has {len(classes)}: {difference}; "
+        f"{train.path} has {len(own)} classes and {val.path} has {len(classes)}: {difference}; "
         "pack both from folders with the same class names"
     )
 

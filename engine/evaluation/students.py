@@ -66,7 +66,8 @@ class Images(NamedTuple):
     """What a student is trained on, what it is evaluated on, and labels of teachers, if any."""
 
     train: TrainingImages
-    val: EpochSource
+    val: EpochSource | None
+    """None: the protocol evaluates after no epoch."""
     labels: SoftLabels | None = None
 
 
@@ -104,6 +105,7 @@ class Student:
         kept = protocol.averaging
         self.averaged = None if kept is None else AveragedWeights(network, kept)
         self.history = History()
+        self.resumed_epochs = 0  # those that an interrupted run did
 
     def train(
         self,
@@ -120,6 +122,7 @@ class Student:
         checkpoints = Checkpoints(scratch) if scratch else None
         if checkpoints and (newest := checkpoints.latest()):
             self._load(newest[1])
+            self.resumed_epochs = self.history.epochs
             on_epoch(self.history)
         since = Stopwatch()
         with defer_signals() as stop, compilation(self.compile_mode):
@@ -135,7 +138,7 @@ class Student:
 
     def _is_due(self, since: Stopwatch, stop: Stop) -> bool:
         unfinished = self.history.epochs < self.protocol.epochs
-        return unfinished and (bool(stop.by) or since.seconds >= CHECKPOINT_SECONDS)
+        return bool(stop.by) or (unfinished and since.seconds >= CHECKPOINT_SECONDS)
 
     def _epoch(self) -> None:
         epoch, watch, evaluated, seconds = self.history.epochs, Stopwatch(), None, 0.0
@@ -182,14 +185,16 @@ class Student:
 
     def evaluate(self) -> Accuracy:
         """Evaluate the student, or its averaged weights, on the validation images."""
-        network, device = self.trainer.network, self.trainer.device
+        network, device, val = self.trainer.network, self.trainer.device, self.images.val
+        if val is None:
+            raise AssertionError("a protocol without evaluations asks for none")
         averaged = self.averaged.in_place(network) if self.averaged else nullcontext()
         with averaged:
-            return evaluate(network, self._evaluation_batches(), device, half=self.trainer.half)
+            return evaluate(network, self._examples(val), device, half=self.trainer.half)
 
-    def _evaluation_batches(self) -> Examples:
+    def _examples(self, val: EpochSource) -> Examples:
         device = self.trainer.device
-        for batch in self.images.val.epoch(BatchOrder(batch=EVALUATION_BATCH)):
+        for batch in val.epoch(BatchOrder(batch=EVALUATION_BATCH)):
             images = batch.images.to(device, non_blocking=True)
             inputs = normalised(images, IMAGENET_MEAN, IMAGENET_STD)
             labels = batch.labels.to(device, non_blocking=True)

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from coreset.engine.artifacts.ledger import Meter, peak_rss_bytes
 from coreset.engine.artifacts.provenance import versions
@@ -15,11 +14,11 @@ from coreset.engine.evaluation.results import Results, Row
 from coreset.engine.evaluation.soft_labels import label_bytes
 from coreset.engine.evaluation.student_inputs import StudentInputs
 from coreset.engine.evaluation.students import Student
+from coreset.engine.evaluation.training_progress import train_with_progress
 from coreset.engine.models.networks import require_trainable
-from coreset.engine.runtime.device import deterministic_kernels, memory_shortage, runtime_of
-from coreset.engine.runtime.progress import progress
+from coreset.engine.runtime.device import deterministic_kernels, runtime_of
 from coreset.engine.training.compilation import CompileMode
-from coreset.shards.errors import InterruptedRunError, MachineError
+from coreset.shards.errors import InterruptedRunError
 from coreset.shards.format.files import digest_of, make_directory, remove_tree
 
 SCRATCH_NAME = ".students"
@@ -63,8 +62,9 @@ class TrainingJob:
         with lock(scratch), deterministic_kernels(device, wanted=self.deterministic):
             make_directory(scratch)
             student = self._student(seed)
+            title = f"train {self.inputs.condensed.path.resolve().name}, seed {seed}"
             try:
-                history = self._trained(student, seed, scratch, meter)
+                history = train_with_progress(student, title, meter, scratch)
             except InterruptedRunError:
                 self.results.append(STUDENTS, [], [meter.line(interrupted=True)])
                 raise
@@ -85,29 +85,6 @@ class TrainingJob:
             inputs.images, inputs.protocol, self.student,
             seed=seed, device=inputs.device, compile_mode=self.compile_mode,
         )  # fmt: skip
-
-    def _trained(self, student: Student, seed: int, scratch: Path, meter: Meter) -> History:
-        title = f"train {self.inputs.condensed.path.resolve().name}, seed {seed}"
-        protocol, n = self.inputs.protocol, self.inputs.n_images
-        with progress(title, protocol.epochs, "epochs") as bar:
-
-            def tell(history: History) -> None:
-                if history.epochs - bar.done > 1:
-                    bar.resume(history.epochs - bar.done)
-                    return
-                loss = f"{history.curve[-1].loss:.3g}"
-                bar.advance(1, best=f"{history.best.top1:.1f} %", loss=loss)
-                meter.images += n
-
-            try:
-                return student.train(scratch, tell)
-            except (MemoryError, RuntimeError) as error:
-                if (shortage := memory_shortage(error)) is None:
-                    raise
-                raise MachineError(
-                    f"{shortage[0]}; the batch of {protocol.batch} is the protocol's and "
-                    "stays: use a smaller --size, --precision bf16, or another device"
-                ) from error
 
     def _row(self, key: str, seed: int, history: History) -> Row:
         """Make the row of a student."""

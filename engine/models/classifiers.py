@@ -19,7 +19,8 @@ from coreset.engine.models.backbones import (
     frozen,
     timm_recipe,
 )
-from coreset.engine.models.student_names import TIMM
+from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD, build_network
+from coreset.engine.models.student_names import SMALLEST_SIZE, TIMM
 from coreset.engine.models.weights import USUAL_FILES, by_own_names, read_weights
 from coreset.shards.errors import MachineError, UsageError
 from coreset.shards.format.classes import (
@@ -48,6 +49,8 @@ def classifier(name: str) -> Recipe:
         published: Any = next(iter(models.get_model_weights(name))).transforms()
         build = partial(models.get_model, name, weights=None)
         return Recipe(build, tuple(published.mean), tuple(published.std))
+    if name in SMALLEST_SIZE:
+        return Recipe(partial(_own, name), IMAGENET_MEAN, IMAGENET_STD)
     own = name.removeprefix(TIMM)
     if own == TENSORFLOWS_MOBILENET or timm.is_model(own):
         return timm_recipe(own)
@@ -118,6 +121,11 @@ def possible_orders(name: str, n: int, classes: tuple[str, ...]) -> list[tuple[s
         f"teacher {name} has ImageNet's 1000 classes by WordNet id, and the set's class "
         f"{foreign!a} is none; {TRAIN_ONE}"
     )
+
+
+def _own(name: str, num_classes: int) -> nn.Module:
+    """Build a network of ours, which `coreset teach` may have trained."""
+    return build_network(name, num_classes, norm="batch", seed=0)
 
 
 def _torchvisions() -> list[str]:

@@ -56,18 +56,20 @@ def build_network(name: str, n_classes: int, *, norm: Norm, seed: int) -> nn.Mod
         return own[name](num_classes=n_classes, norm_layer=norm_layer)
 
 
-def timm_model(name: str, n_classes: int) -> nn.Module:
+def timm_model(name: str, n_classes: int, option: str = "student") -> nn.Module:
     """Build the untrained model of timm behind ``timm:NAME``, with its own norm layers."""
     import timm
 
     model, known = name.removeprefix(TIMM), timm.list_models()
     if model not in known:
         close = ", ".join(TIMM + one for one in get_close_matches(model, known) or ["resnet18"])
-        raise UsageError(f"student must be a timm model, got {name}; near it: {close}")
+        raise UsageError(f"{option} must be a timm model, got {name}; near it: {close}")
     return timm.create_model(model, pretrained=False, num_classes=n_classes)
 
 
-def require_trainable(name: str, n_classes: int, *, images: int, size: int) -> None:
+def require_trainable(
+    name: str, n_classes: int, *, images: int, size: int, option: str = "student"
+) -> None:
     """Refuse a model of timm that cannot train on so many images of this size at once.
 
     Runs it on the meta device: shapes without numbers. Many models take a single size of images,
@@ -76,15 +78,16 @@ def require_trainable(name: str, n_classes: int, *, images: int, size: int) -> N
     if not name.startswith(TIMM):
         return
     with torch.device("meta"):
-        network, inputs = timm_model(name, n_classes), torch.empty((images, 3, size, size))
+        network = timm_model(name, n_classes, option)
+        inputs = torch.empty((images, 3, size, size))
     try:
         logits = network.train()(inputs)
         reason = "" if logits.shape == (images, n_classes) else "it is no classifier"
     except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as bad:
         reason = str(bad) or type(bad).__name__
     if reason:
-        what = f"student {name} does not train on {images} images of {size} pixels ({reason})"
-        raise UsageError(f"{what}; choose another --size or --student")
+        what = f"{option} {name} does not train on {images} images of {size} pixels ({reason})"
+        raise UsageError(f"{what}; choose another --size or --{option}")
 
 
 def memory_format_for(norm: Norm, device: torch.device) -> torch.memory_format:

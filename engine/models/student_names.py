@@ -19,11 +19,14 @@ SMALLEST_SIZE: Mapping[StudentName, int] = {
 """Side of an image whose last feature map has more than one pixel: instance norm of one is zero."""
 
 
-def require_student(name: str, size: int | None) -> None:
-    """Refuse a name of no student, and images too small for it; timm's own names come later."""
+def require_student(name: str, size: int | None, option: str = "student") -> None:
+    """Refuse a name of no student, and images too small for it; timm's own names come later.
+
+    ``option`` is that of the command line which gave the name.
+    """
     known = {str(student): least for student, least in SMALLEST_SIZE.items()}
     if name not in known and not name.startswith(TIMM):
         choices = ", ".join(known)
-        raise UsageError(f"student must be one of {choices}, or {TIMM}NAME, got {name}")
+        raise UsageError(f"{option} must be one of {choices}, or {TIMM}NAME, got {name}")
     if size is not None:
-        require_at_least(f"size of --student {name}", size, known.get(name, 1))
+        require_at_least(f"size of --{option} {name}", size, known.get(name, 1))

@@ -125,7 +125,7 @@ def check_teachers(
 
 def _load(spec: str, classes: tuple[str, ...], device: torch.device) -> Teacher:
     if (Path(spec) / TEACHER_NAME).is_file():
-        document = _document(Path(spec), classes)
+        document = read_document(Path(spec), classes)
         name, path, orders = document.arch, Path(spec) / WEIGHTS_NAME, [document.classes]
         mean, std = IMAGENET_MEAN, IMAGENET_STD
     else:
@@ -159,8 +159,8 @@ def _published(spec: str) -> tuple[str, Path, Colour, Colour]:
     return name, path, mean, std
 
 
-def _document(folder: Path, classes: tuple[str, ...]) -> TeacherDocument:
-    """Read and check what `coreset teach` wrote."""
+def read_document(folder: Path, classes: tuple[str, ...] = ()) -> TeacherDocument:
+    """Read and check what `coreset teach` wrote; ``classes`` must be among the teacher's."""
     if Provenance.read(folder).digest != output_digest(folder):
         raise StoreError(f"{folder} holds other files than were made; make the teacher again")
     try:
@@ -191,9 +191,11 @@ def _judged(teacher: Teacher, hits: Tensor, seen: int) -> Teacher:
     accuracy = 100 * int(hits[best]) / max(seen, 1)
     if accuracy < LEAST_ACCURACY:
         tried = f" in the best of {len(hits)} orders" if len(hits) > 1 else ""
+        remedy = f"class order? Name weights in the order of the set's classes, or {TRAIN_ONE}"
+        if teacher.source.with_name(TEACHER_NAME).is_file():  # its order is known
+            remedy = "teach it with more --epochs or more images"
         raise DataError(
             f"teacher {teacher.name} ({teacher.source}) is right for {accuracy:.1f} % of {seen} "
-            f"validation images{tried}, less than {LEAST_ACCURACY:.0f} %: class order? Name weights"
-            f" whose outputs are in the order of the set's classes, or {TRAIN_ONE}"
+            f"validation images{tried}, less than {LEAST_ACCURACY:.0f} %: {remedy}"
         )
     return replace(teacher, orders=teacher.orders[best : best + 1], accuracy=accuracy)

@@ -29,6 +29,7 @@ FeaturesPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="FE
 SetPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="SET")]
 ValPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="VAL")]
 BankPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="BANK")]
+TeacherPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="TEACHER")]
 ResultsPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="RESULTS")]
 HtmlPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="HTML")]
 MovedData: TypeAlias = Annotated[

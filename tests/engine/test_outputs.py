@@ -17,6 +17,7 @@ COMMANDS = {
     "score": ("DATA", "OUT", "--epochs", 1),
     "select": ("DATA", "OUT", "--ipc", 1),
     "distill": ("DATA", "OUT", "--ipc", 1, "--size", 8),
+    "teach": ("DATA", "OUT"),
     "train": ("SET", "VAL", "OUT"),
     "measure": ("SET", "VAL", "OUT"),
     "export": ("DATA", "OUT", "--to", "imagefolder"),
@@ -47,7 +48,7 @@ def test_an_output_that_cannot_be_made_is_refused(tmp_path, command, refused, ve
     link.symlink_to(tmp_path / "nothing")
     said = refused(tmp_path, *command(verb, link))
     assert said == f"{link} is a symbolic link to nothing; remove it, or choose another output"
-    if verb in {"pack", "score", "train", "measure"}:  # before any input is looked at
+    if verb in {"pack", "score", "teach", "train", "measure"}:  # before any input is looked at
         words = (link if word == "OUT" else word for word in COMMANDS[verb])
         assert refused(tmp_path, verb, *words) == said
     file.write_text("a file")

@@ -90,6 +90,12 @@ COMMANDS = {
         "--size 9", "config.size: 8 there, 9 here",
         neutral="--workers 1",
     ),
+    "teach": Command(
+        "teach DATA OUT --arch convnet --size 8 --epochs 1 --val VALIDATION",
+        "next: coreset train SET VAL RESULTS --protocol rded --teachers {OUT}",
+        "--seed 1 --epochs 2", "(config.epochs: 1 there, 2 here; config.seed: 0 there, 1 here)",
+        neutral="--workers 1",
+    ),
     "train": Command(
         "train SET VALIDATION OUT --size 33 --epochs 1 --evaluations 1 --repeats 1",
         "next: coreset report {OUT} report.html",
@@ -284,6 +290,17 @@ REFUSED = {
         ("--ipc 0", "ipc must be at least 1, got 0"),
         ("--ipc 1 --size 0", "size must be at least 1, got 0"),
         ("--ipc 1 --method dreams", "dreams"),
+    ],
+    "teach DATA OUT": [
+        ("--epochs 0", "epochs must be at least 1, got 0"),
+        ("--size 32", "size of --arch resnet18 must be at least 33, got 32"),
+        ("--arch vgg", "arch must be one of resnet18, resnet50, resnetap10, convnet, or timm:NAME"),
+        ("--arch timm:resnet81", "arch must be a timm model, got timm:resnet81; near it: timm:"),
+        (
+            "--arch timm:vit_tiny_patch16_384",
+            "arch timm:vit_tiny_patch16_384 does not train on 60 images of 224 pixels (Input heig",
+        ),
+        ("--val PHOTOS", "is not a packed data set"),
     ],
     "train SET VALIDATION OUT": [
         ("--size 32", "size of --student resnet18 must be at least 33, got 32"),

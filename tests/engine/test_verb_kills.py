@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.data.image_cache import begun
+from coreset.engine.evaluation.teaching_job import SCRATCH_NAME
+from coreset.engine.models.teachers import TEACHER_NAME
 from coreset.shards.format.dataset import MANIFEST_NAME, Manifest
 from coreset.shards.format.files import temporary_name
 
@@ -38,6 +41,14 @@ def decoded_images(scratch):
     return index.done if index else 0
 
 
+def taught_images(scratch):
+    """Of two epochs of the 60 photos; the document is written after them."""
+    if (scratch / TEACHER_NAME).exists():
+        return 120
+    newest = Checkpoints(scratch / SCRATCH_NAME).latest()
+    return 60 * newest[0] if newest else 0
+
+
 RUN = "coreset.engine.scoring.run"
 INTERRUPTIBLE = {
     "pack": Interruptible("pack FEW OUT --samples-per-shard 6", commits=2, kept=packed_images),
@@ -59,6 +70,12 @@ INTERRUPTIBLE = {
         commits=2,
     ),
     "select": Interruptible("select DATA OUT --ipc 2"),
+    "teach": Interruptible(
+        "teach DATA OUT --arch convnet --size 8 --epochs 2 --val VALIDATION",
+        {"coreset.engine.evaluation.students.CHECKPOINT_SECONDS": 0.0},
+        commits=2,
+        kept=taught_images,
+    ),
     "export": Interruptible("export SET OUT --to webdataset"),
 }
 
