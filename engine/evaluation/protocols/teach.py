@@ -6,8 +6,8 @@ squares of 8/7 of their size, decoded once where they fit; a batch is at most th
 weights are those of the last epoch, and validation images are looked at once, after it.
 
 EDC's own recipe for teachers is not taken: its 20 epochs at a rate of 0.01 start from weights
-trained on ImageNet, which are not on this machine, and with which no teacher would be needed; from
-random weights they would leave it half trained. Its code cannot run as published, either.
+trained on ImageNet, with which no teacher would be needed; from random weights they would leave it
+half trained. Its code cannot run as published, either.
 """
 
 from collections.abc import Callable
