@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 import tyro
 
 from coreset.engine.evaluation.protocols import PROTOCOLS, named_protocol, split_name
-from coreset.engine.evaluation.protocols.variants import VARIANTS
+from coreset.engine.evaluation.protocols.variants import variants_of
 from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.text import aligned
 from coreset.engine.stages.options import Result
@@ -47,13 +47,19 @@ class Protocols:
         n_classes = self.classes or DATA_SETS[self.data]
         protocol = named_protocol(self.name, n_classes, self.ipc)
         settings, (name, _) = told_settings(protocol), split_name(self.name)
-        others = [(key, one.why) for key, one in VARIANTS.items() if one.of in {"", name}]
+        rows = [row for setting in settings for row in _rows(*setting)]
         lines = (
-            f"{protocol.stamp}, {n_classes} classes, IPC {self.ipc}: {PROTOCOLS[name].summary}",
-            *aligned(("setting", "value", "mark", "source"), settings),
+            f"{protocol.stamp}, {n_classes} classes, IPC {self.ipc}: {PROTOCOLS[name]}",
+            *aligned(("setting", "value", "mark", "source"), rows),
             *(f"mark {mark}: {meaning}" for mark, meaning in MARKS.items()),
             f"variants, each added to the name with a plus, as in {name}@1+bf16:",
-            *(f"  +{key}: {why}" for key, why in others),
+            *(f"  +{key}: {one.why}" for key, one in variants_of(name).items()),
         )
         values = {setting: value for setting, value, _, _ in settings}
         return Result(lines, {"protocol": protocol.stamp, "settings": values})
+
+
+def _rows(name: str, value: str, mark: str, source: str) -> list[tuple[str, str, str, str]]:
+    """Lay out a setting, each of several values on a line of its own."""
+    first, *others = value.split(", ")
+    return [(name, first, mark, source), *(("", other, "", "") for other in others)]

@@ -67,7 +67,7 @@ def protocol_of(kind):
 
 def student_of(protocol, seed=1, labels=None):
     train, val = pictures(18), pictures(12)
-    if protocol.soft:
+    if not isinstance(protocol, HardLabels):
         labels = labels or SoftLabels([teacher(), teacher(6)], CPU, 0)
         return Student(
             Images(Cropless(train), val, labels), protocol, "convnet", seed=seed, device=CPU

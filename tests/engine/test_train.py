@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.evaluation.protocols import PROTOCOLS, ProtocolEntry
+from coreset.engine.evaluation.protocols import PROTOCOLS
 from coreset.engine.evaluation.protocols.hard import HardLabels
 from coreset.engine.evaluation.result_tables import CURVES, PER_CLASS, STUDENTS
 from coreset.engine.evaluation.results import Results
@@ -231,7 +231,9 @@ def test_a_protocol_is_registered_in_one_place(random_set, val, tmp_path, done, 
             inputs = normalised(images, (0.5,) * 3, (0.5,) * 3)
             return inputs, lambda logits: cross_entropy(logits, labels)
 
-    monkeypatch.setitem(PROTOCOLS, "toy", ProtocolEntry(summary="plain", load=lambda: Toy))
+    monkeypatch.setitem(PROTOCOLS, "toy", "plain")
+    package = "coreset.engine.evaluation.protocols"
+    monkeypatch.setattr(f"{package}.protocol_classes", lambda: {"toy": Toy})
     done("train", random_set, val, tmp_path / "R", "--protocol", "toy", "--repeats", 2)
     rows = students(tmp_path / "R")
     assert [(row["protocol"], row["epochs"], row["batch"]) for row in rows] == [("toy@1", 3, 6)] * 2

@@ -63,8 +63,6 @@ class Protocol(ABC):
         "precision": ("C", "no autocast in the codes of all three protocols"),
     }
     """Certainty and source of each setting; protocols add those of their own."""
-    soft: ClassVar[bool] = False
-    """Whether teachers label the images."""
 
     @classmethod
     @abstractmethod
@@ -85,7 +83,7 @@ class Protocol(ABC):
 
     @abstractmethod
     def training_batch(
-        self, images: "Tensor", labels: "Tensor", draws: "torch.Generator", labeller: Labeller
+        self, images: "Tensor", labels: "Tensor", draws: "torch.Generator", labeller: Labeller, /
     ) -> "tuple[Tensor, Loss]":
         """Augment and normalise uint8 images (b, 3, h, w); return them and the loss of logits."""
 

@@ -10,15 +10,15 @@ published rule would give 2000 or 1500; the study's number was lost).
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from coreset.engine.data.crops import crops_on_cpu
-from coreset.engine.evaluation.protocols.base import Labeller, Loss, Protocol, Sources
-from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD
+from coreset.engine.evaluation.protocols.base import Loss, Protocol, Sources
+from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD, Norm
 from coreset.engine.runtime.limits import available_cores
 from coreset.engine.training.compilation import compiled_on_gpu
 from coreset.engine.training.trainer import sgd, step_schedule
@@ -34,9 +34,6 @@ from coreset.kernels.augment import (
     resized_crops,
     unit_range,
 )
-
-if TYPE_CHECKING:
-    from coreset.engine.models.networks import Norm
 
 EPOCHS_BY_IPC = ((1, 3000), (10, 2000), (50, 1500), (200, 1000), (500, 500), (math.inf, 300))
 """``ipc_epoch`` of the published code: the first limit that the IPC does not exceed."""
@@ -65,7 +62,7 @@ class HardLabels(Protocol):
     lighting: float = 0.1
     """Spread of the amounts of ImageNet's principal components."""
     evaluations: int = 100
-    norm: "Norm" = "instance"
+    norm: Norm = "instance"
     resize: int = 224
 
     sources: ClassVar[Sources] = {
@@ -89,8 +86,7 @@ class HardLabels(Protocol):
         """Return the protocol as published; more than 100 classes have settings of their own."""
         if n_classes <= 100:
             return cls(n_classes=n_classes, ipc=ipc, epochs=published_epochs(n_classes, ipc))
-        large = {"batch": 128, "lr": 0.1, "weight_decay": 1e-4}
-        return cls(n_classes=n_classes, ipc=ipc, epochs=300, **large)  # pyright: ignore[reportArgumentType] - each of its type
+        return cls(n_classes=n_classes, ipc=ipc, epochs=300, batch=128, lr=0.1, weight_decay=1e-4)
 
     def optimiser(self, network: nn.Module) -> torch.optim.SGD:
         """Make SGD that decays all weights."""
@@ -107,11 +103,7 @@ class HardLabels(Protocol):
         return epoch % every == 0 or epoch == self.epochs
 
     def training_batch(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        draws: torch.Generator,
-        labeller: Labeller | None = None,  # noqa: ARG002 - asked by soft labels
+        self, images: Tensor, labels: Tensor, draws: torch.Generator, _labeller: object = None, /
     ) -> tuple[Tensor, Loss]:
         """Augment as ``data.py`` does; a mixed image pays for both labels by their shares."""
         n, _, height, width = images.shape

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from coreset.engine.data.geometry import Crops, Pixels
 from coreset.engine.evaluation.protocols.base import Labeller, Loss, Protocol, Sources
-from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD
+from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD, Norm
 from coreset.engine.runtime.device import seeded_torch
 from coreset.engine.training.compilation import compiled_on_gpu
 from coreset.engine.training.trainer import adamw
@@ -30,9 +30,6 @@ from coreset.kernels.augment import (
     unit_range,
 )
 
-if TYPE_CHECKING:
-    from coreset.engine.models.networks import Norm
-
 LEAST_TEACHER_SIZE = 128
 _one_at_a_time = Lock()  # torchvision draws from the global generator
 
@@ -44,7 +41,7 @@ class SoftLabels(Protocol):
     epochs: int = 300
     lr: float = 1e-3
     weight_decay: float = 0.01
-    norm: "Norm" = "batch"
+    norm: Norm = "batch"
     resize: int = 256
     teachers: tuple[str, ...]
     """Architectures of the teachers, whose mean logits are the labels."""
@@ -66,17 +63,12 @@ class SoftLabels(Protocol):
         "teacher_size": ("C", "teachers see the student's images; 0 enlarges none"),
         "randaugment": ("R", "none; ImageNet-10 branch of EDC: RandAugment()"),
     }
-    soft: ClassVar[bool] = True
 
     def shortened(self, **changes: int | None) -> Self:
-        """Return the protocol with other epochs, size or evaluations, stamped if it differs.
-
-        Teachers of 224 px see images of at least 128.
-        """
+        """Shorten as other protocols; teachers, which learnt 224 px, see at least 128."""
         shorter: Self = Protocol.shortened(self, **changes)  # pyright: ignore[reportAssignmentType] - of this class
-        return replace(
-            shorter, teacher_size=LEAST_TEACHER_SIZE if shorter.size < LEAST_TEACHER_SIZE else 0
-        )
+        least = LEAST_TEACHER_SIZE if shorter.size < LEAST_TEACHER_SIZE else 0
+        return replace(shorter, teacher_size=least)
 
     @property
     def crops(self) -> Crops:
@@ -109,7 +101,7 @@ class SoftLabels(Protocol):
         """Return the loss of float32 logits (b, classes) by logits of teachers and by labels."""
 
     def training_batch(
-        self, images: Tensor, labels: Tensor, draws: torch.Generator, labeller: Labeller
+        self, images: Tensor, labels: Tensor, draws: torch.Generator, labeller: Labeller, /
     ) -> tuple[Tensor, Loss]:
         """Mirror and mix crops (b, 3, s, s), and let the teachers label the mixed images."""
         flips = draw_flips(len(images), draws)

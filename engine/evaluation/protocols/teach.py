@@ -12,19 +12,17 @@ half trained. Its code cannot run as published, either.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from coreset.engine.evaluation.protocols.base import Labeller, Loss, Protocol, Sources
+from coreset.engine.evaluation.protocols.base import Loss, Protocol, Sources
+from coreset.engine.models.networks import Norm
 from coreset.engine.scoring.proxy import inputs_on
 from coreset.engine.training.trainer import cosine_schedule, sgd
 from coreset.kernels.augment import draw_crops, draw_flips
-
-if TYPE_CHECKING:
-    from coreset.engine.models.networks import Norm
 
 _CODE = "CCS train_imagenet.py"
 
@@ -44,7 +42,7 @@ class Teach(Protocol):
     momentum: float = 0.9
     evaluations: int = 1
     """1: after the last epoch; 0: none, for want of validation images."""
-    norm: "Norm" = "batch"
+    norm: Norm = "batch"
     resize: int = 256
     """Side of the squares from which training crops are taken, and short side of an evaluation
     image before its central square of ``size`` is cut."""
@@ -88,11 +86,7 @@ class Teach(Protocol):
         return self.evaluations > 0 and epoch == self.epochs
 
     def training_batch(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        draws: torch.Generator,
-        labeller: Labeller | None = None,  # noqa: ARG002 - asked by soft labels
+        self, images: Tensor, labels: Tensor, draws: torch.Generator, _labeller: object = None, /
     ) -> tuple[Tensor, Loss]:
         """Crop, mirror and normalise squares; the loss is the cross-entropy."""
         n, _, height, width = images.shape

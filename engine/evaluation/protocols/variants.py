@@ -17,6 +17,11 @@ class Variant:
     changes: Callable[[Protocol], Mapping[str, Any]]
 
 
+def variants_of(protocol: str) -> dict[str, Variant]:
+    """Return the variants that a protocol has."""
+    return {name: one for name, one in VARIANTS.items() if one.of in {"", protocol}}
+
+
 def _rule_epochs(protocol: Protocol) -> Mapping[str, Any]:
     from coreset.engine.evaluation.protocols.hard import published_epochs
 
