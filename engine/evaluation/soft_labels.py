@@ -11,10 +11,11 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from coreset.engine.artifacts.writer import lock
@@ -24,6 +25,7 @@ from coreset.shards.errors import StoreError, UsageError
 from coreset.shards.format.files import json_bytes, make_directory, parse, write_atomically
 
 KEY_NAME = "labels.json"
+Rows: TypeAlias = NDArray[np.float16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class KeptLabels:
             raise StoreError(f"{what}; remove {path} and it, run again")
         return done
 
-    def rows(self, seed: int, epoch: int, *, write: bool) -> np.ndarray[Any, np.dtype[np.float16]]:
+    def rows(self, seed: int, epoch: int, *, write: bool) -> Rows:
         """Map the labels of an epoch, float16 of shape (images, classes)."""
         file = self._file(seed)
         mode = "r" if not write else "r+" if file.exists() else "w+"
@@ -108,16 +110,25 @@ class SoftLabels:
             return
         done = kept.epochs_of(seed)
         if epoch < done:
-            yield _reader(kept.rows(seed, epoch, write=False), self.device)
-            return
-        if epoch > done:  # a student goes on whose labels were removed: the first are missing
+            yield _in_order(kept.rows(seed, epoch, write=False), self._read)
+        elif epoch > done:  # a student goes on whose labels were removed: the first are missing
             yield lambda images: self.of_images(images).half().float()
-            return
-        with lock(kept.folder / f"seed-{seed}"):
-            rows = kept.rows(seed, epoch, write=True)
-            yield _writer(rows, self.of_images)
-            rows.flush()  # pyright: ignore[reportAttributeAccessIssue] - of a memory map
-            kept.count(seed, epoch + 1)
+        else:
+            with lock(kept.folder / f"seed-{seed}"):
+                rows = kept.rows(seed, epoch, write=True)
+                yield _in_order(rows, self._write)
+                rows.flush()  # pyright: ignore[reportAttributeAccessIssue] - of a memory map
+                kept.count(seed, epoch + 1)
+
+    def _read(self, _images: Tensor, rows: Rows) -> Tensor:
+        """Return stored labels, whatever the images."""
+        return torch.from_numpy(rows.astype(np.float32)).to(self.device, non_blocking=True)
+
+    def _write(self, images: Tensor, rows: Rows) -> Tensor:
+        """Store what is returned, rounded to float16 for all students."""
+        labels = self.of_images(images).half()
+        rows[...] = labels.cpu().numpy()
+        return labels.float()
 
 
 def label_bytes(shape: tuple[int, int, int]) -> int:
@@ -125,29 +136,16 @@ def label_bytes(shape: tuple[int, int, int]) -> int:
     return math.prod(shape) * np.dtype(np.float16).itemsize
 
 
-def _reader(rows: Any, device: torch.device) -> Callable[[Tensor], Tensor]:  # noqa: ANN401 - of NumPy
-    """Return a labeller that hands over stored rows in order, whatever the images."""
-    place = iter(range(len(rows)))
+def _in_order(rows: Rows, label: Callable[[Tensor, Rows], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return a labeller of one batch after another, each with the rows that come next."""
+    done = 0
 
-    def read(images: Tensor) -> Tensor:
-        some = [next(place) for _ in images]
-        stored = torch.from_numpy(rows[some[0] : some[-1] + 1].astype(np.float32))
-        return stored.to(device, non_blocking=True)
+    def label_next(images: Tensor) -> Tensor:
+        nonlocal done
+        done += len(images)
+        return label(images, rows[done - len(images) : done])
 
-    return read
-
-
-def _writer(rows: Any, label: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:  # noqa: ANN401 - of NumPy
-    """Return a labeller that stores what it hands over, rounded to float16 for all students."""
-    place = iter(range(len(rows)))
-
-    def write(images: Tensor) -> Tensor:
-        some = [next(place) for _ in images]
-        stored = label(images).half()
-        rows[some[0] : some[-1] + 1] = stored.cpu().numpy()
-        return stored.float()
-
-    return write
+    return label_next
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ import torch
 from coreset.engine.condensed.condensed_set import CondensedSet
 from coreset.engine.data.geometry import Geometry, Ints
 from coreset.engine.data.image_cache import keep_images
-from coreset.engine.data.images import EpochSource, load_into_memory
+from coreset.engine.data.images import load_into_memory
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import ImageStream
 from coreset.engine.data.whole_images import WholeImages
@@ -30,7 +29,6 @@ from coreset.shards.format.dataset import Dataset
 
 CHECKED_PER_CLASS = 10
 """Validation images of each class on which teachers are checked."""
-OpenStream: TypeAlias = Callable[[Dataset, Geometry, Ints | None], ImageStream]
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class StudentInputs:
     val: Dataset
     protocol: Protocol
     device: torch.device
-    open_stream: OpenStream
+    open_stream: Callable[[Dataset, Geometry, Ints | None], ImageStream]
     workers: int = 0
     teachers: tuple[Teacher, ...] = ()
     labels: Path | None = None
@@ -76,7 +74,7 @@ class StudentInputs:
     @cached_property
     def images(self) -> Images:
         """Open the images, decoded once where they fit, and check the teachers that label them."""
-        protocol, condensed = self.protocol, self.condensed
+        protocol, condensed, labels = self.protocol, self.condensed, None
         geometry = Geometry(protocol.size, protocol.resize)
         if isinstance(protocol, SoftProtocol):
             labels = self._soft_labels(protocol, geometry)
@@ -84,15 +82,13 @@ class StudentInputs:
                 condensed.dataset, condensed.ids, size=protocol.size, device=self.device,
                 workers=self.workers, shuffle_factor=protocol.shuffle, transform=protocol.transform,
             )  # fmt: skip
-            return Images(train, self._validation_images(geometry), labels)
-        with closing(self.open_stream(condensed.dataset, geometry, condensed.ids)) as chosen:
-            train = load_into_memory(chosen)
-        return Images(train, self._validation_images(geometry))
-
-    def _validation_images(self, geometry: Geometry) -> EpochSource:
-        stream = self.open_stream(self.val, geometry, self.validation_ids)
-        pixels = self.protocol.batch * self.protocol.size**2
-        return keep_images(stream, epochs=self.protocol.evaluations, batch_pixels=pixels)
+        else:
+            with closing(self.open_stream(condensed.dataset, geometry, condensed.ids)) as chosen:
+                train = load_into_memory(chosen)
+        seen = self.open_stream(self.val, geometry, self.validation_ids)
+        pixels = protocol.batch * protocol.size**2
+        val = keep_images(seen, epochs=protocol.evaluations, batch_pixels=pixels)
+        return Images(train, val, labels)
 
     def _soft_labels(self, protocol: SoftProtocol, geometry: Geometry) -> SoftLabels:
         some = first_by_key(self.val, CHECKED_PER_CLASS)
@@ -109,15 +105,15 @@ class StudentInputs:
         return SoftLabels(checked, self.device, protocol.teacher_size, half, kept)
 
     def _kept(self, folder: Path) -> KeptLabels:
-        shape = self.label_shape
         key = {
             "set": self.condensed.provenance.digest,
             "teachers": [teacher.digest for teacher in self.teachers],
             "protocol": self.protocol_digest,
         }
-        kept = KeptLabels(folder, key, shape)
+        kept = KeptLabels(folder, key, self.label_shape)
         kept.require_own()
-        what = f"{shape[1]:,} images x {shape[0]} epochs x {shape[2]:,} classes x 2 bytes"
+        epochs, n, classes = self.label_shape
+        what = f"{n:,} images x {epochs} epochs x {classes:,} classes x 2 bytes"
         say(f"labels kept in {folder}: {readable_bytes(kept.n_bytes)} a seed ({what})")
         return kept
 

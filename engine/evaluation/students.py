@@ -4,8 +4,7 @@ Everything that is drawn follows from seed and epoch, so a student that is conti
 becomes, with deterministic kernels, the same to the bit.
 """
 
-import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +18,7 @@ from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.ledger import Stopwatch
 from coreset.engine.data.images import EpochSource
 from coreset.engine.data.order import BatchOrder
-from coreset.engine.data.stream import Batch
+from coreset.engine.data.whole_images import WholeImages
 from coreset.engine.evaluation.history import EpochRecord, History
 from coreset.engine.evaluation.protocols.base import Protocol
 from coreset.engine.evaluation.soft_labels import SoftLabels
@@ -52,20 +51,10 @@ CHECKPOINT_SECONDS = 300.0
 AVERAGED_NAME, HISTORY_NAME = "averaged.safetensors", "history.json"
 
 
-class TrainingImages(typing.Protocol):
-    """Images in batches, uint8 of shape (b, 3, h, w), in the order that is asked for."""
-
-    def __len__(self) -> int: ...
-
-    def epoch(self, order: BatchOrder) -> Iterator[Batch]:
-        """Read one epoch."""
-        ...
-
-
 class Images(NamedTuple):
     """What a student is trained on, what it is evaluated on, and labels of teachers, if any."""
 
-    train: TrainingImages
+    train: EpochSource | WholeImages
     val: EpochSource | None
     """None: the protocol evaluates after no epoch."""
     labels: SoftLabels | None = None

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 
@@ -13,7 +12,6 @@ from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.writer import ArtifactWriter
 from coreset.engine.data.geometry import Geometry
 from coreset.engine.data.image_cache import keep_images
-from coreset.engine.data.images import EpochSource
 from coreset.engine.data.stream import ImageStream
 from coreset.engine.evaluation.protocols.teach import Teach
 from coreset.engine.evaluation.students import Images, Student
@@ -32,7 +30,6 @@ from coreset.shards.format.files import (
 )
 
 SCRATCH_NAME = ".training"
-OpenStream: TypeAlias = Callable[[Dataset, Geometry], ImageStream]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +42,7 @@ class TeachingJob:
     arch: str
     seed: int
     device: torch.device
-    open_stream: OpenStream
+    open_stream: Callable[[Dataset, Geometry], ImageStream]
 
     def require_trainable(self) -> None:
         """Refuse a network that cannot train on the last batch of an epoch, the smallest."""
@@ -74,8 +71,9 @@ class TeachingJob:
             student = self._student(scratch, opened)
             if student.note:
                 work.meter.notes["note"] = student.note
-            title = f"teach {self.arch}"
-            history = train_with_progress(student, title, work.meter, scratch, paid=work.scratch)
+            history = train_with_progress(
+                student, f"teach {self.arch}", work.meter, scratch, paid=work.scratch
+            )
         student.trainer.save_weights(work.scratch)
         fsync_path(work.scratch / WEIGHTS_NAME)
         document = TeacherDocument(
@@ -86,17 +84,14 @@ class TeachingJob:
         write_atomically(work.scratch / TEACHER_NAME, json_bytes(asdict(document)))
 
     def _student(self, scratch: Path, opened: ExitStack) -> Student:
-        val = None if self.val is None else opened.enter_context(closing(self._seen(self.val)))
-        images = Images(opened.enter_context(closing(self._kept(scratch))), val)
-        return Student(images, self.protocol, self.arch, seed=self.seed, device=self.device)
-
-    def _kept(self, scratch: Path) -> EpochSource:
-        """Open the squares from which crops are taken, decoded once where they fit."""
+        """Open squares from which crops are taken, and validation images, which are seen once."""
         protocol = self.protocol
-        stream = self.open_stream(self.dataset, Geometry(protocol.resize, protocol.resize))
+        val = None
+        if self.val is not None:
+            stream = self.open_stream(self.val, Geometry(protocol.size, protocol.resize))
+            val = opened.enter_context(closing(stream))
+        squares = self.open_stream(self.dataset, Geometry(protocol.resize, protocol.resize))
         pixels = protocol.batch * protocol.size**2
-        return keep_images(stream, epochs=protocol.epochs, batch_pixels=pixels, scratch=scratch)
-
-    def _seen(self, val: Dataset) -> ImageStream:
-        """Open the validation images, which are seen once."""
-        return self.open_stream(val, Geometry(self.protocol.size, self.protocol.resize))
+        train = keep_images(squares, epochs=protocol.epochs, batch_pixels=pixels, scratch=scratch)
+        images = Images(opened.enter_context(closing(train)), val)
+        return Student(images, protocol, self.arch, seed=self.seed, device=self.device)

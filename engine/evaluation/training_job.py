@@ -38,12 +38,15 @@ class TrainingJob:
     def key(self, seed: int) -> str:
         """Digest everything that goes into a student."""
         manifest = self.inputs.val.manifest
-        inputs = {
-            "set": self.inputs.condensed.provenance.digest,
-            "val": [manifest.identity, manifest.content],
-        }
-        own = {"protocol": self.inputs.protocol_digest, "student": self.student, "seed": seed}
-        return digest_of(inputs | own)
+        return digest_of(
+            {
+                "set": self.inputs.condensed.provenance.digest,
+                "val": [manifest.identity, manifest.content],
+                "protocol": self.inputs.protocol_digest,
+                "student": self.student,
+                "seed": seed,
+            }
+        )
 
     def open(self) -> None:
         """Open images and teachers, and record where the set comes from, or refuse the student."""
@@ -61,7 +64,10 @@ class TrainingJob:
         meter = Meter("train", key, str(device))
         with lock(scratch), deterministic_kernels(device, wanted=self.deterministic):
             make_directory(scratch)
-            student = self._student(seed)
+            student = Student(
+                self.inputs.images, self.inputs.protocol, self.student,
+                seed=seed, device=device, compile_mode=self.compile_mode,
+            )  # fmt: skip
             title = f"train {self.inputs.condensed.path.resolve().name}, seed {seed}"
             try:
                 history = train_with_progress(student, title, meter, scratch)
@@ -71,7 +77,7 @@ class TrainingJob:
             self.results.append_student(
                 self._row(key, seed, history),
                 curve=[asdict(epoch) for epoch in history.curve],
-                per_class=list(_class_rows(history, self.inputs.val.classes)),
+                per_class=_class_rows(history, self.inputs.val.classes),
                 ledger=[meter.line()],
             )
             remove_tree(scratch)
@@ -79,17 +85,8 @@ class TrainingJob:
             scratch.parent.rmdir()
         return student.note
 
-    def _student(self, seed: int) -> Student:
-        inputs = self.inputs
-        return Student(
-            inputs.images, inputs.protocol, self.student,
-            seed=seed, device=inputs.device, compile_mode=self.compile_mode,
-        )  # fmt: skip
-
     def _row(self, key: str, seed: int, history: History) -> Row:
-        """Make the row of a student."""
-        inputs = self.inputs
-        protocol = inputs.protocol
+        inputs, protocol = self.inputs, self.inputs.protocol
         how = {"precision": protocol.precision, "versions": versions()}
         names = [(teacher.name, teacher.digest) for teacher in inputs.teachers]
         return {

@@ -12,19 +12,9 @@ from coreset.shards.errors import MachineError
 def train_with_progress(
     student: Student, title: str, meter: Meter, scratch: Path, *, paid: Path | None = None
 ) -> History:
-    """Train ``student`` from its newest checkpoint in ``scratch`` on; return its history.
+    """Run ``Student.train``, and raise ``MachineError`` where memory runs out.
 
-    Args:
-        student: As it was made.
-        title: What the progress display calls it.
-        meter: Counts the image passes of this run.
-        scratch: Folder of the checkpoints.
-        paid: Folder of an artifact, where the cost so far is kept after every epoch.
-
-    Raises:
-        MachineError: Memory ran out; the batch is never changed in silence.
-        DivergedError: As ``Student.train``, likewise InterruptedRunError.
-
+    The cost so far is kept in the artifact folder ``paid``, if there is one, after every epoch.
     """
     protocol, n = student.protocol, len(student.images.train)
     with progress(title, protocol.epochs, "epochs") as bar:
@@ -44,7 +34,7 @@ def train_with_progress(
         except (MemoryError, RuntimeError) as error:
             if (shortage := memory_shortage(error)) is None:
                 raise
-            raise MachineError(
+            raise MachineError(  # a smaller batch would be another protocol
                 f"{shortage[0]}; the batch of {protocol.batch} is the protocol's and stays: use a "
                 "smaller --size, --precision bf16, or another device"
             ) from error
