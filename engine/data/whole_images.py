@@ -5,7 +5,6 @@ image takes ten times as long as a crop on a CPU, so it is done once where the m
 """
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager
 from typing import TypeAlias
 
 import numpy as np
@@ -34,8 +33,8 @@ Transform: TypeAlias = Callable[[Pixels, int], Pixels]
 """Takes an image, read-only uint8 of shape (h, w, 3), and a seed; returns one of the same shape."""
 
 
-class WholeImages(AbstractContextManager["WholeImages"]):
-    """Samples of a data set for epochs of random resized crops; a context manager."""
+class WholeImages:
+    """Samples of a data set for epochs of random resized crops."""
 
     def __init__(
         self,
@@ -52,7 +51,7 @@ class WholeImages(AbstractContextManager["WholeImages"]):
 
         Args:
             dataset: Packed data set.
-            ids: Samples of it, int64 of shape (n,).
+            ids: Samples of it, int64 of shape (n,); other ids raise ``UsageError``.
             size: Rows and columns of a crop, in pixels.
             device: Where batches are handed over.
             workers: Threads that decode and crop; 0: one per core.
@@ -60,9 +59,6 @@ class WholeImages(AbstractContextManager["WholeImages"]):
                 RDED; 1 shuffles nothing.
             transform: What is done with an image before that; its seed depends on the order's seed
                 and epoch and the sample's id alone.
-
-        Raises:
-            UsageError: ``ids`` are not ids of the data set.
 
         """
         require_ids(ids, len(dataset))
@@ -75,9 +71,6 @@ class WholeImages(AbstractContextManager["WholeImages"]):
         self._memory = BatchMemory(device)
         self._kept: dict[int, Pixels] = {}  # by id, from the first epoch on
         self._keeps = self._fits()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __len__(self) -> int:
         return self.ids.size
@@ -94,9 +87,8 @@ class WholeImages(AbstractContextManager["WholeImages"]):
         A crop is a pure function of seed, epoch and id: neither the batch nor the rank matters. The
         next batch is made meanwhile by a thread, which ends when the loop is left.
 
-        Raises:
-            UsageError: The order has no crops.
-            ManifestError: (While iterating) a sample cannot be read or decoded; it is named.
+        Raises ``UsageError`` for an order without crops, and ``ManifestError``, while iterating,
+        for a sample that cannot be read or decoded.
         """
         if order.crops is None:
             raise UsageError("whole images have sizes of their own; give the order its crops")
@@ -124,37 +116,22 @@ class WholeImages(AbstractContextManager["WholeImages"]):
         boxes = crops.boxes(ids, self._widths[ids], self._heights[ids], seed=seed, epoch=epoch)
         orders = patch_orders(ids, self._factor, derived_seed(of_epoch, Stream.PATCHES))
         taken = self._memory.take((ids.size, self.size, self.size, 3), np.dtype(np.uint8))
+        samples: list[int] = ids.tolist()
+        data = [] if self._kept.keys() >= set(samples) else self._reader.fetch(ids)
 
-        def crop(row: int, image: Pixels) -> None:
+        def crop(row: int) -> None:
+            image = self._kept.get(samples[row])
+            if image is None:
+                image = self._decode(samples[row], data[row])
             if self._transform is not None:
-                of_image = derived_seed(of_epoch, Stream.TRANSFORM, int(ids[row]))
+                of_image = derived_seed(of_epoch, Stream.TRANSFORM, samples[row])
                 image = self._transform(image, of_image)
             if self._factor > 1:
                 image = shuffled_patches(image, orders[row])
             crop_into(taken[row], image, boxes[row])
 
-        self._for_each_image(ids, crop)
+        for_each(crop, ids.size, workers=self._workers)
         return torch.from_numpy(taken).permute(0, 3, 1, 2)
-
-    def _for_each_image(self, ids: Ints, work: Callable[[int, Pixels], None]) -> None:
-        """Call ``work`` in threads, with the row in ``ids`` and the pixels of each sample."""
-        samples: list[int] = ids.tolist()
-        data = [] if self._kept.keys() >= set(samples) else self._reader.fetch(ids)
-        errors: dict[int, ManifestError] = {}
-
-        def work_on(row: int) -> None:
-            try:
-                image = self._kept.get(samples[row])
-                if image is None:
-                    image = self._decode(samples[row], data[row])
-            except ManifestError as error:
-                errors[row] = error
-            else:
-                work(row, image)
-
-        for_each(work_on, ids.size, workers=self._workers)
-        if errors:  # the first, whichever thread was faster
-            raise errors[min(errors)]
 
     def _decode(self, sample: int, data: bytes) -> Pixels:
         try:
@@ -172,9 +149,7 @@ def decode_whole(data: bytes, stored_size: tuple[int, int]) -> Pixels:
     """Decode a stored image of ``stored_size`` (width, height) to uint8 of shape (h, w, 3).
 
     By libjpeg-turbo where `decode_jpeg` takes it, whose pixels equal Pillow's, else by Pillow.
-
-    Raises:
-        ValueError: It cannot be decoded, or has another size.
+    Raises ``ValueError`` if it cannot be decoded, or has another size.
     """
     width, height = stored_size
     whole = (0, 0, width, height)

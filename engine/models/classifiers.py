@@ -36,11 +36,7 @@ _PUBLISHED_OUTPUTS = 1000
 
 
 def classifier(name: str) -> Recipe:
-    """Return the recipe of a network, whose ``build`` takes ``num_classes``.
-
-    Raises:
-        UsageError: Neither torchvision nor timm knows the name.
-    """
+    """Return the recipe of a network, whose ``build`` takes ``num_classes``, or refuse the name."""
     import timm
     from torchvision import models
 
@@ -59,11 +55,7 @@ def classifier(name: str) -> Recipe:
 
 
 def weights_here(name: str) -> Path:
-    """Find the first weights that a library published for a network, among its downloads.
-
-    Raises:
-        MachineError: They are not on this machine.
-    """
+    """Find the first weights that a library published for a network, or raise `MachineError`."""
     from torchvision import models
 
     published = models.get_model_weights(name) if name in _torchvisions() else ()
@@ -99,13 +91,10 @@ def load_classifier(name: str, weights: Path, device: torch.device) -> tuple[nn.
 
 
 def possible_orders(name: str, n: int, classes: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Return in which orders the classes behind n outputs may be.
+    """Return in which orders the classes behind n outputs may be; refuse others than the set's.
 
     ImageNet's are sorted by WordNet id. Heads of ImageNet-100 are in use with sorted classes and in
     the order of the published list; RDED does not say which its teacher has.
-
-    Raises:
-        UsageError: They are neither the set's classes nor ImageNet's, or a class is not ImageNet's.
     """
     imagenet = class_list("imagenet")
     if n == len(imagenet) and set(classes) <= set(imagenet):

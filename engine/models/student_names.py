@@ -1,21 +1,11 @@
 """Names of the networks that students may be, and the smallest images; imports no torch."""
 
-from collections.abc import Mapping
-from typing import Literal, TypeAlias
-
 from coreset.engine.runtime.fields import require_at_least
 from coreset.shards.errors import UsageError
 
-StudentName: TypeAlias = Literal["resnet18", "resnet50", "resnetap10", "convnet"]
-
 TIMM = "timm:"
 """Prefix of any other student: a model of timm, with norm layers of its own."""
-SMALLEST_SIZE: Mapping[StudentName, int] = {
-    "resnet18": 33,
-    "resnet50": 33,
-    "resnetap10": 64,
-    "convnet": 8,
-}
+SMALLEST_SIZE = {"resnet18": 33, "resnet50": 33, "resnetap10": 64, "convnet": 8}
 """Side of an image whose last feature map has more than one pixel: instance norm of one is zero."""
 
 
@@ -24,9 +14,8 @@ def require_student(name: str, size: int | None, option: str = "student") -> Non
 
     ``option`` is that of the command line which gave the name.
     """
-    known = {str(student): least for student, least in SMALLEST_SIZE.items()}
-    if name not in known and not name.startswith(TIMM):
-        choices = ", ".join(known)
+    if name not in SMALLEST_SIZE and not name.startswith(TIMM):
+        choices = ", ".join(SMALLEST_SIZE)
         raise UsageError(f"{option} must be one of {choices}, or {TIMM}NAME, got {name}")
     if size is not None:
-        require_at_least(f"size of --{option} {name}", size, known.get(name, 1))
+        require_at_least(f"size of --{option} {name}", size, SMALLEST_SIZE.get(name, 1))

@@ -65,17 +65,15 @@ class Teacher:
     """Top-1 in percent of the validation images that it was checked on."""
 
     def logits(self, images: Tensor, *, size: int) -> Tensor:
-        """Return logits of the set's classes, float32 of shape (b, C), without a gradient.
-
-        Args:
-            images: Float in 0..1, of shape (b, 3, s, s), on the device of the network.
-            size: Side in pixels to which smaller images are enlarged, bilinearly.
-        """
+        """Return logits of the set's classes, float32 of shape (b, C), as of `outputs`."""
         return self.outputs(images, size=size)[:, self.orders[0]]
 
     @torch.no_grad()
     def outputs(self, images: Tensor, *, size: int) -> Tensor:
-        """Return all outputs, in the network's own order."""
+        """Return all outputs in the network's own order, without a gradient.
+
+        Images (b, 3, s, s) are in 0..1; smaller ones are enlarged bilinearly to ``size`` pixels.
+        """
         if images.shape[-1] < size:
             images = interpolate(images, size=(size, size), mode="bilinear")
         return self.network(normalised(images, self.mean, self.std)).float()
@@ -90,11 +88,9 @@ def mean_logits(teachers: Sequence[Teacher], images: Tensor, *, size: int) -> Te
 def load_teachers(
     specs: Sequence[str], classes: Sequence[str], device: torch.device
 ) -> tuple[Teacher, ...]:
-    """Load teachers for the classes of a set, in the order of its labels.
+    """Load teachers for the classes of a set, in the order of its labels, or refuse one.
 
-    Raises:
-        UsageError: One is named wrongly, its file cannot be read, or it has other classes.
-        MachineError: There are no weights of it on this machine.
+    Raises ``UsageError``, or ``MachineError`` where its weights are not on this machine.
     """
     return tuple(_load(spec, tuple(classes), device) for spec in specs)
 
@@ -104,14 +100,9 @@ def check_teachers(
 ) -> tuple[Teacher, ...]:
     """Measure teachers on validation images, and keep the right one of their orders of classes.
 
-    Args:
-        teachers: As ``load_teachers`` returned them.
-        examples: Batches of (images as ``Teacher.logits`` takes them, labels, ids).
-        size: Side in pixels to which smaller images are enlarged.
-
-    Raises:
-        DataError: One is right for less than ``LEAST_ACCURACY``.
-        UsageError: One does not take images of this size.
+    ``examples`` are batches of (images as `Teacher.outputs` takes them, labels, ids). Raises
+    ``DataError`` for a teacher that is right for less than ``LEAST_ACCURACY``, ``UsageError`` for
+    one that does not take images of this size.
     """
     seen, hits = 0, [torch.zeros_like(teacher.orders[:, 0]) for teacher in teachers]
     for images, labels, _ in examples:

@@ -28,7 +28,8 @@ def order_of(epoch=0, batch=4, **settings):
 def opened_images(dataset, ids=None, **settings):
     ids = np.arange(len(dataset)) if ids is None else ids
     device = torch.device("cpu")
-    return WholeImages(dataset, ids, size=SIZE, device=device, workers=2, **settings)
+    source = WholeImages(dataset, ids, size=SIZE, device=device, workers=2, **settings)
+    return closing(source)
 
 
 def crops_by_id(source, order):
@@ -230,7 +231,7 @@ def test_a_shard_that_is_cut_names_the_sample_that_cannot_be_read(packed, images
 
 def test_an_order_without_crops_and_foreign_ids_are_refused(dataset):
     with (
-        closing(opened_images(dataset)) as source,
+        opened_images(dataset) as source,
         pytest.raises(UsageError, match=r"give .* crops"),
     ):
         source.epoch(BatchOrder(batch=4))

@@ -6,6 +6,7 @@ drawn, and nothing else. The product rounds its crops to whole levels on a CPU; 
 """
 
 import io
+from contextlib import closing
 from math import cos, pi
 from pathlib import Path
 from types import SimpleNamespace
@@ -229,7 +230,7 @@ def whole(packed, stored, monkeypatch):
             take=lambda shape, _: np.empty(shape, np.float32), forget=lambda: None
         )
         monkeypatch.setattr(source, "_memory", floats)
-        return source
+        return closing(source)
 
     monkeypatch.setattr(whole_images, "crop_into", crop_into)
     return opened
