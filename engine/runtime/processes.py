@@ -1,11 +1,10 @@
 """Several commands at once, each in a process of its own, which end with this one."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import Protocol
 
 from coreset.engine.runtime.signals import defer_signals, raise_signals
 from coreset.shards.errors import (
@@ -24,16 +23,8 @@ _ERRORS: dict[int, type[CoresetError]] = {
 _LOOK_EVERY_SECONDS = 0.5
 
 
-class Command(Protocol):
-    """What can be pickled, and run."""
-
-    def run(self) -> object:
-        """Do it."""
-        ...
-
-
-def run_in_processes(commands: Sequence[Command], slots: int) -> list[CoresetError]:
-    """Run commands, ``slots`` at a time; return the errors of those that failed.
+def run_in_processes(commands: Sequence[Callable[[], object]], slots: int) -> list[CoresetError]:
+    """Run commands, which can be pickled, ``slots`` at a time; return errors of those that failed.
 
     A signal is passed on to all, and raised when they have ended.
     """
@@ -55,10 +46,10 @@ def run_in_processes(commands: Sequence[Command], slots: int) -> list[CoresetErr
     return failures
 
 
-def _run(command: Command) -> None:
+def _run(command: Callable[[], object]) -> None:
     try:
         with raise_signals():
-            command.run()
+            command()
     except CoresetError as error:
         sys.stderr.write(f"coreset: {error}\n")
         sys.exit(error.exit_code)

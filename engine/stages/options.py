@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, T
 
 import tyro
 
+from coreset.engine.models.student_names import SMALLEST_SIZE, TIMM
 from coreset.engine.runtime.fields import require_at_least
 from coreset.kernels.scores import SCORES
 from coreset.shards.errors import CoresetError, UsageError
@@ -40,6 +41,9 @@ _ONE_OF_SCORES = tyro.conf.arg(metavar=f"{{{','.join(SCORES)}}}")
 ScoreName: TypeAlias = Annotated[str, _ONE_OF_SCORES]
 """Name of a score; the help lists all of them. A scores artifact says which it stores."""
 ScoreNameOrNone: TypeAlias = Annotated[str | None, _ONE_OF_SCORES]
+_ONE_OF_NETWORKS = tyro.conf.arg(metavar=f"{{{','.join(SMALLEST_SIZE)},{TIMM}NAME}}")
+NetworkName: TypeAlias = Annotated[str, _ONE_OF_NETWORKS]
+"""Name of a network to train; `require_student` checks it."""
 
 _Options = TypeVar("_Options")
 Flat: TypeAlias = Annotated[_Options, tyro.conf.arg(name="")]

@@ -2,23 +2,26 @@
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Literal
 
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact, require_output
 from coreset.engine.condensed.condensed_set import require_same_classes
-from coreset.engine.models.student_names import SMALLEST_SIZE, TIMM, require_student
+from coreset.engine.models.student_names import require_student
 from coreset.engine.runtime.fields import require_at_least
-from coreset.engine.stages.options import DataPath, Decoding, Flat, Result, TeacherPath
+from coreset.engine.stages.options import (
+    DataPath,
+    Decoding,
+    Flat,
+    NetworkName,
+    Result,
+    TeacherPath,
+)
 from coreset.shards.format.dataset import Dataset
 
 if TYPE_CHECKING:
     from coreset.engine.evaluation.protocols.teach import Teach as Recipe
     from coreset.engine.evaluation.teaching_job import TeachingJob
-
-_ONE_OF_ARCHS = tyro.conf.arg(metavar=f"{{{','.join(SMALLEST_SIZE)},{TIMM}NAME}}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +39,7 @@ class Teach:
     """Packed data set; the teacher learns all of its classes."""
     teacher: TeacherPath
     """Directory to make."""
-    arch: Annotated[str, _ONE_OF_ARCHS] = "resnet18"
+    arch: NetworkName = "resnet18"
     """Network to train, as --student of `coreset train`, with batch norm. timm:NAME: any timm
     model, untrained, with norm layers of its own."""
     val: Path | None = None

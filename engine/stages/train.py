@@ -12,13 +12,14 @@ from coreset.engine.condensed.condensed_set import open_set, require_same_classe
 from coreset.engine.evaluation.protocols import PROTOCOLS, named_protocol, split_name
 from coreset.engine.evaluation.result_tables import STUDENTS
 from coreset.engine.evaluation.results import Results
-from coreset.engine.models.student_names import SMALLEST_SIZE, TIMM, require_student
+from coreset.engine.models.student_names import require_student
 from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.processes import run_in_processes
 from coreset.engine.stages.options import (
     Decoding,
     Flat,
     MovedData,
+    NetworkName,
     Result,
     ResultsPath,
     SetPath,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from coreset.engine.evaluation.protocols.base import Protocol
     from coreset.engine.evaluation.training_job import TrainingJob
 
-_ONE_OF_STUDENTS = tyro.conf.arg(metavar=f"{{{','.join(SMALLEST_SIZE)},{TIMM}NAME}}")
 _ONE_OF_PROTOCOLS = tyro.conf.arg(metavar=f"{{{','.join(PROTOCOLS)}}}[+VARIANT]")
 
 
@@ -54,7 +54,7 @@ class Train:
     protocol: Annotated[str, _ONE_OF_PROTOCOLS] = "hard"
     """hard: hard labels. rded: labels of one teacher. edc: mean logits of several. With variants,
     such as rded@1+factor1; `coreset protocols show NAME` prints every value and its source."""
-    student: Annotated[str, _ONE_OF_STUDENTS] = "resnet18"
+    student: NetworkName = "resnet18"
     """Network to train. resnetap10: the study's ResNetAP-10, average pooling instead of strides.
     convnet: three small convolutions, a student of seconds. timm:NAME: any timm model, untrained,
     with norm layers of its own instead of the protocol's: rows are stamped hard@1+timm."""
@@ -106,7 +106,7 @@ class Train:
         missing = [seed for seed, key in keys.items() if key not in known]
         failures: list[CoresetError] = []
         if self.slots > 1 and len(missing) > 1:
-            each = [replace(self, seed=seed, repeats=1, slots=1) for seed in missing]
+            each = [replace(self, seed=seed, repeats=1, slots=1).run for seed in missing]
             failures = run_in_processes(each, self.slots)
         elif missing:
             job.open()  # what is wrong with it is wrong for all students
