@@ -185,11 +185,11 @@ def shuffled_patches(
     ``ShufflePatches`` (``validation/utils.py``) means the same, but compares a position with a
     block's number and so drops the remainder of most sizes.
     """
-    columns, rows = orders_2f
-    shuffled_hwc = np.concatenate(
-        [image_hwc[:, part] for part in _blocks(image_hwc.shape[1], columns)], axis=1
-    )
-    return np.concatenate([shuffled_hwc[part] for part in _blocks(image_hwc.shape[0], rows)])
+    for axis, order_f in zip((1, 0), orders_2f, strict=True):
+        starts = image_hwc.shape[axis] // order_f.size * np.arange(1, order_f.size)
+        blocks = np.split(image_hwc, starts, axis=axis)
+        image_hwc = np.concatenate([blocks[at] for at in order_f], axis=axis)
+    return image_hwc
 
 
 def _per_channel(values: Sequence[float], device: torch.device) -> Float[Tensor, "3 1 1"]:
@@ -215,13 +215,6 @@ def _triangle_filters(
     weights_bsp = (1 - distances_bsp / steps_b11.clamp(min=1)).clamp(min=0)
     weights_bsp = weights_bsp * ((centres_p > starts_b11) & (centres_p < ends_b11))
     return weights_bsp / weights_bsp.sum(dim=2, keepdim=True)
-
-
-def _blocks(length: int, order_f: NDArray[np.int64]) -> list[slice]:
-    block, last = length // order_f.size, order_f.size - 1
-    starts = order_f * block
-    stops = np.where(order_f == last, length, starts + block)
-    return [slice(*ends) for ends in zip(starts.tolist(), stops.tolist(), strict=True)]
 
 
 def _cut_interval(length: int, cut: float, generator: torch.Generator) -> tuple[int, int]:

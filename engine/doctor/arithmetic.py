@@ -33,7 +33,6 @@ from coreset.kernels.dynamics import Dynamics
 from coreset.kernels.logits import NonFiniteGuard
 
 Augmentation: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
-Draw: TypeAlias = Callable[[int, torch.Generator], Tensor]
 
 REPORT = "report it with the output of --json"
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ becomes, with deterministic kernels, the same to the bit.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -156,7 +156,9 @@ class Student:
         order = BatchOrder(
             batch=protocol.batch, epoch=epoch, seed=self.seed, shuffle=True, crops=protocol.crops
         )
-        with seeded_torch(dropout_seed, device), self._labels_of(epoch) as labeller:
+        labels_of = self.images.labels
+        labelling = labels_of.of_epoch(epoch, self.seed) if labels_of else nullcontext(_no_labels)
+        with seeded_torch(dropout_seed, device), labelling as labeller:
             for batch in self.images.train.epoch(order):
                 images = batch.images.to(device, non_blocking=True)
                 labels = batch.labels.to(device, non_blocking=True)
@@ -168,17 +170,12 @@ class Student:
                 losses.append(trainer.last_loss * len(labels))
             return _mean_loss(losses, epoch, len(self.images.train))
 
-    def _labels_of(self, epoch: int) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
-        labels = self.images.labels
-        return nullcontext(_no_labels) if labels is None else labels.of_epoch(epoch, self.seed)
-
     def evaluate(self) -> Accuracy:
         """Evaluate the student, or its averaged weights, on the validation images."""
         network, device, val = self.trainer.network, self.trainer.device, self.images.val
         if val is None:
             raise AssertionError("a protocol without evaluations asks for none")
-        averaged = self.averaged.in_place(network) if self.averaged else nullcontext()
-        with averaged:
+        with self.averaged.in_place(network) if self.averaged else nullcontext():
             return evaluate(network, self._examples(val), device, half=self.trainer.half)
 
     def _examples(self, val: EpochSource) -> Examples:

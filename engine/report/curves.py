@@ -22,9 +22,7 @@ def training_figures(
     for comparison in compared:
         figure = go.Figure()
         for accuracy in comparison.ranking:
-            top1 = [evaluations[key] for key in accuracy.keys if key in evaluations]
-            means = _means(top1)
-            if means:
+            if means := _means([evaluations[key] for key in accuracy.keys if key in evaluations]):
                 figure.add_scatter(
                     x=list(means),
                     y=list(means.values()),

@@ -9,14 +9,7 @@ from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact, req
 from coreset.engine.condensed.condensed_set import require_same_classes
 from coreset.engine.models.student_names import require_student
 from coreset.engine.runtime.fields import require_at_least
-from coreset.engine.stages.options import (
-    DataPath,
-    Decoding,
-    Flat,
-    NetworkName,
-    Result,
-    TeacherPath,
-)
+from coreset.engine.stages.options import DataPath, Decoding, Flat, NetworkName, Result, TeacherPath
 from coreset.shards.format.dataset import Dataset
 
 if TYPE_CHECKING:
