@@ -40,9 +40,9 @@ class StudentInputs:
     protocol: Protocol
     device: torch.device
     open_stream: Callable[[Dataset, Geometry, Ints | None], ImageStream]
-    workers: int = 0
-    teachers: tuple[Teacher, ...] = ()
-    labels: Path | None = None
+    workers: int
+    teachers: tuple[Teacher, ...]
+    labels: Path | None
     """Folder of kept labels."""
 
     @property
@@ -94,7 +94,7 @@ class StudentInputs:
         some = first_by_key(self.val, CHECKED_PER_CLASS)
         with closing(self.open_stream(self.val, geometry, some)) as stream:
             examples = (
-                (unit_range(batch.images), batch.labels.to(self.device), batch.ids)
+                (unit_range(batch.images), batch.labels.to(self.device))
                 for batch in stream.epoch(BatchOrder(batch=EVALUATION_BATCH))
             )
             checked = check_teachers(self.teachers, examples, size=protocol.teacher_size)

@@ -32,8 +32,8 @@ class TrainingJob:
     inputs: StudentInputs
     results: Results
     student: str
-    compile_mode: CompileMode = "auto"
-    deterministic: bool = False
+    compile_mode: CompileMode
+    deterministic: bool
 
     def key(self, seed: int) -> str:
         """Digest everything that goes into a student."""

@@ -8,7 +8,6 @@ that torchvision and timm keep on this machine, or those of the extra ``offline`
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,16 +95,16 @@ def load_teachers(
 
 
 def check_teachers(
-    teachers: Sequence[Teacher], examples: Iterable[tuple[Tensor, Tensor, Any]], *, size: int
+    teachers: Sequence[Teacher], examples: Iterable[tuple[Tensor, Tensor]], *, size: int
 ) -> tuple[Teacher, ...]:
     """Measure teachers on validation images, and keep the right one of their orders of classes.
 
-    ``examples`` are batches of (images as `Teacher.outputs` takes them, labels, ids). Raises
+    ``examples`` are batches of (images as `Teacher.outputs` takes them, labels). Raises
     ``DataError`` for a teacher that is right for less than ``LEAST_ACCURACY``, ``UsageError`` for
     one that does not take images of this size.
     """
     seen, hits = 0, [torch.zeros_like(teacher.orders[:, 0]) for teacher in teachers]
-    for images, labels, _ in examples:
+    for images, labels in examples:
         for teacher, count in zip(teachers, hits, strict=True):
             outputs = _outputs_or_refusal(teacher, images, size)
             right = outputs[:, teacher.orders].argmax(dim=-1) == labels[:, None]

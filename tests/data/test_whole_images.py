@@ -11,6 +11,7 @@ from PIL import Image
 from coreset.engine.data.geometry import Crops
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.whole_images import WholeImages, decode_whole
+from coreset.engine.runtime.progress import Display, choose_display
 from coreset.kernels.seeds import Stream, derived_seed, patch_orders
 from coreset.shards.errors import ManifestError, UsageError
 from coreset.shards.images.probe import as_rgb
@@ -130,6 +131,7 @@ def no_memory(monkeypatch, n_bytes):
 def test_images_that_do_not_fit_are_decoded_every_epoch_to_the_same_crops(
     dataset, stored, monkeypatch, capsys
 ):
+    choose_display(Display.AUTO)  # commands of other tests may have chosen another
     decoded = []
 
     def counted(data, size):

@@ -123,7 +123,7 @@ def examples_of(dataset, size, resize, order=None):
     stream = ImageStream(dataset, Geometry(size, resize))
     for batch in stream.epoch(BatchOrder(batch=7)):
         labels = batch.labels if order is None else torch.tensor(order)[batch.labels]
-        yield unit_range(batch.images), labels, batch.ids
+        yield unit_range(batch.images), labels
     stream.close()
 
 

@@ -141,7 +141,7 @@ def test_of_both_orders_of_imagenet_100_the_right_one_is_found(saved, heads, cla
     images = (numbers / 100)[:, None, None, None].expand(-1, 3, 8, 8)
     labels = torch.tensor([classes.index(IMAGENET_100_WNIDS[number]) for number in numbers])
     labels[:10] = (labels[:10] + 1) % 100  # in which the teacher is wrong
-    batches = [(images[at : at + 20], labels[at : at + 20], None) for at in (0, 20, 40)]
+    batches = [(images[at : at + 20], labels[at : at + 20]) for at in (0, 20, 40)]
     (checked,) = check_teachers([teacher], batches, size=8)
     assert checked.accuracy == 80.0
     assert (checked.logits(images, size=8).argmax(dim=1) == labels)[10:].all()
@@ -201,7 +201,7 @@ def test_packaged_and_other_real_weights_know_the_classes_of_imagenette():
     mobilenet = DATA / "weights/mobilenetv2_100_same_in1k.safetensors"
     specs = [OFFLINE_BACKBONE, f"mobilenetv2_100_same={mobilenet}"]
     teachers = load_teachers(specs, IMAGENETTE_WNIDS, CPU)
-    examples = [(images[at::2], labels[at::2], None) for at in (0, 1)]
+    examples = [(images[at::2], labels[at::2]) for at in (0, 1)]
     accuracies = [teacher.accuracy for teacher in check_teachers(teachers, examples, size=224)]
     assert min(float(accuracy or 0) for accuracy in accuracies) > 90
 
@@ -219,13 +219,13 @@ def test_a_teacher_that_is_mostly_wrong_is_asked_for_its_class_order(saved):
     (teacher,) = load_teachers([f"{SHUFFLENET}={file}"], LETTERS, CPU)
     labels = teacher.logits(IMAGES, size=64).argmax(dim=1)
     labels[:2] = (labels[:2] + 1) % 3
-    (checked,) = check_teachers([teacher], [(IMAGES, labels, None)], size=64)
+    (checked,) = check_teachers([teacher], [(IMAGES, labels)], size=64)
     assert checked.accuracy == 50.0
     labels[2] = (labels[2] + 1) % 3
     with pytest.raises(
         DataError, match=r"is right for 25\.0 % of 4 .* class order\? Name"
     ) as error:
-        check_teachers([teacher], [(IMAGES, labels, None)], size=64)
+        check_teachers([teacher], [(IMAGES, labels)], size=64)
     assert error.value.exit_code == 3
     with pytest.raises(DataError, match=r"0\.0 % of 0 validation images"):
         check_teachers([teacher], [], size=64)
@@ -247,7 +247,7 @@ def test_images_of_a_size_that_a_network_does_not_take_are_refused():
     )
     fact = r"teacher vit does not take images of 80 pixels \(needs 224, got 80\)"
     with pytest.raises(UsageError, match=fact):
-        check_teachers([teacher], [(IMAGES, torch.zeros(4), None)], size=80)
+        check_teachers([teacher], [(IMAGES, torch.zeros(4))], size=80)
 
 
 @pytest.mark.parametrize(
