@@ -57,7 +57,7 @@ SHARE_GOAL, BF16_GOAL, RDED_GOAL, LABELS_GOAL = 0.05, 2.0, 1.1, 1.15
 PEER, OURS, HALF, STEP = "published structure", "ours", "ours, bfloat16", "step in float32"
 TWICE, ONCE = "second forward pass", "momentum 0.19"
 TEACHER, KEPT = "teacher on the fly", "kept labels"
-EPOCHS_PER_TURN, STEP_IMAGES = 2, 20
+EPOCHS_PER_TURN, STEP_IMAGES = 4, 20
 LOSS_WITHIN, SAME_LOSS_WITHIN, SAME_WITHIN = 0.25, 0.01, 1e-4
 
 

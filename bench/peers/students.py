@@ -85,7 +85,7 @@ def shuffled_halves(image: Tensor) -> Tensor:
     return image
 
 
-def mixed_batches(loader: DataLoader[Any]) -> Iterator[Mixed]:
+def mixed_batches(loader: Iterable[Any]) -> Iterator[Mixed]:
     """Paste one box of another image into each image of a batch, in place."""
     for images, labels in loader:
         side, cut = images.shape[-1], float(torch.rand(())) ** 0.5
