@@ -33,6 +33,7 @@ from coreset.engine.stages.options import Decoding
 from coreset.shards.format.dataset import Dataset
 
 CPU, IPC, RESNET = torch.device("cpu"), 10, "resnet18"
+LOGIT_SCALE = 300.0  # at temperature 20
 IMAGE_SPREAD = 0.5
 """Standard deviation of an image's mean under draws; that of RDED's inputs is a quarter of it."""
 
@@ -68,10 +69,11 @@ class SmallSet:
 
 
 def random_teacher(n_classes: int) -> Teacher:
-    """Make a ResNet-18 that knows nothing."""
+    """Make a ResNet-18 that knows nothing, with logits that are large enough to learn from."""
     network = build_network(RESNET, n_classes, norm="batch", seed=1)
     network = placed(network, CPU, memory_format_for("batch", CPU)).eval()
     network.requires_grad_(requires_grad=False)
+    network.get_parameter("fc.weight").mul_(LOGIT_SCALE)
     return Teacher(
         name=RESNET, source=Path(), digest="", network=network, mean=IMAGENET_MEAN,
         std=IMAGENET_STD, orders=torch.arange(n_classes)[None],
