@@ -70,6 +70,7 @@ bench-smoke: setup  ## The documents' figures are those of bench/results; every 
 	tiny dynamics --part peers --samples 200 --classes 10 --batch 16
 	tiny score --part usual-loop --images 2
 	tiny score_scale --images 20
+	tiny students --images 12 --size 32 --sizes 32 --students resnet18
 	tiny selection --part ccs class --samples 2000 --classes 4
 	$(BIN)/python -m bench.robustness --dry --row 14
 	$(BIN)/python -m bench.first_path --help > /dev/null

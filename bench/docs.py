@@ -42,6 +42,7 @@ BENCHMARKS = (
     "dynamics",
     "score",
     "score_scale",
+    "students",
     "robustness.scoreboard",
 )
 PATTERN = re.compile(r"(<!-- bench:(\w+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
