@@ -115,7 +115,7 @@ class SoftLabels(Protocol):
 
 def mixed_of(images: Tensor, flips: Tensor, partner: Tensor, box: Tensor) -> Tensor:
     """Mirror and mix uint8 images (b, 3, s, s) as drawn; return them in 0..1."""
-    return cutmix(horizontal_flip(unit_range(images), flips), partner, box)
+    return unit_range(cutmix(horizontal_flip(images, flips), partner, box))
 
 
 def randaugmented(image: Pixels, seed: int) -> Pixels:
