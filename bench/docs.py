@@ -37,6 +37,7 @@ BENCHMARKS = (
     "concepts",
     "concept_flips",
     "protocol_values",
+    "student_study",
     "misratio",
     "pixels",
     "dynamics",

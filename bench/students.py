@@ -107,7 +107,7 @@ class StudentsBench(Options):
 
     def _inputs(self, few: SmallSet, protocol: Protocol) -> Iterator[Row]:
         student, made = few.student(protocol), dict[str, list[Tensor]]()
-        load = soft_loader if protocol.soft else hard_loader
+        load = soft_loader if protocol.crops else hard_loader
         loader = load(few.files, protocol.size, protocol.batch)
         inputs = torch.randn((STEP_IMAGES, 3, protocol.size, protocol.size))
         inputs = inputs.contiguous(memory_format=student.layout)

@@ -5,6 +5,7 @@ import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,11 +68,10 @@ def protocol_of(kind):
 
 def student_of(protocol, seed=1, labels=None):
     train, val = pictures(18), pictures(12)
+    cropless: Any = Cropless(train)
     if not isinstance(protocol, HardLabels):
         labels = labels or SoftLabels([teacher(), teacher(6)], CPU, 0)
-        return Student(
-            Images(Cropless(train), val, labels), protocol, "convnet", seed=seed, device=CPU
-        )
+        return Student(Images(cropless, val, labels), protocol, "convnet", seed=seed, device=CPU)
     return Student(Images(train, val), protocol, "convnet", seed=seed, device=CPU)
 
 
