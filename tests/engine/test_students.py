@@ -277,6 +277,7 @@ def test_a_student_killed_at_any_moment_ends_in_the_same_row(inputs, tmp_path, f
             assert rows_of(out, table) == rows_of(tmp_path / "WHOLE", table)
 
 
+@pytest.mark.slow
 def test_students_side_by_side_are_those_of_one_after_another(inputs, tmp_path, coreset):
     command = ("train", *inputs, tmp_path / "SIDE", *TINY, "--repeats", 2)
     ended = coreset(*command, "--slots", 2)
