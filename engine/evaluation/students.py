@@ -29,7 +29,7 @@ from coreset.engine.models.networks import (
     memory_format_for,
     placed,
 )
-from coreset.engine.runtime.device import generator_for, precision_note, seeded_torch
+from coreset.engine.runtime.device import generator_for, has_fast_bfloat16, seeded_torch
 from coreset.engine.runtime.signals import Stop, defer_signals
 from coreset.engine.training.averaging import AveragedWeights
 from coreset.engine.training.compilation import CompileMode, compilation, compile_where_it_pays
@@ -87,7 +87,7 @@ class Student:
             network, compile_mode, device, image_passes=passes, size=protocol.size
         )
         half = protocol.precision == "bfloat16"
-        self.note = "; ".join(filter(None, (note, precision_note(device) if half else "")))
+        self.note = "; ".join(filter(None, (note, _slowness(device) if half else "")))
         schedule = protocol.schedule(-(-len(images.train) // protocol.batch))
         optimiser = protocol.optimiser(network)
         self.trainer = Trainer(network, optimiser, schedule, device, half=half)
@@ -218,3 +218,8 @@ def _mean_loss(losses: list[Tensor], epoch: int, n: int) -> float:
             f"{len(losses)}: the training diverged; try --precision fp32, or another --size"
         )
     return float(sums.sum()) / n
+
+
+def _slowness(device: torch.device) -> str:
+    fast = has_fast_bfloat16(device)
+    return "" if fast else f"this {device.type} emulates bfloat16: --precision fp32 may be faster"

@@ -103,10 +103,18 @@ def test_a_student_more_is_added_and_is_the_one_that_it_would_have_been_alone(
     assert [row["epochs"] for row in students(results)] == [2, 2, 2, 1]
 
 
-def test_another_precision_is_another_student(trained, inputs, tmp_path, done):
+@pytest.mark.parametrize("fast", [True, False])
+def test_another_precision_is_another_student(
+    *, trained, inputs, tmp_path, done, monkeypatch, fast
+):
+    monkeypatch.setattr(
+        "coreset.engine.evaluation.students.has_fast_bfloat16", lambda _device: fast
+    )
     results = shutil.copytree(trained, tmp_path / "RESULTS")
     command = ("train", *inputs, results, *TINY, "--repeats", 1)
-    told, _ = done(*command, "--precision", "bf16")
+    *notes, told, _ = done(*command, "--precision", "bf16")
+    slow = "this cpu emulates bfloat16: --precision fp32 may be faster"
+    assert notes == ([] if fast else [slow])
     assert told.startswith("random at IPC 2, resnet18, hard@1+bf16+short: top-1 ")
     assert "(1 students, 1 of them new)" in told
     *before, new = students(results)
