@@ -12,6 +12,8 @@ import pytest
 from hypothesis import settings
 from PIL import Image, ImageDraw
 
+from coreset.engine.runtime.progress import Display
+
 CLASSES = ("n01440764", "n02102040", "n02979186")
 ORIENTATION = 0x0112
 # No test asserts a time: the first example imports or compiles, and machines are busy.
@@ -185,3 +187,9 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
     monkeypatch.setattr(os, "fsync", spied_fsync)
     monkeypatch.setattr(os, "rename", spied_rename)
     return spy
+
+
+@pytest.fixture(autouse=True)
+def _display_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A display that a command chooses ends with its test."""
+    monkeypatch.setattr("coreset.engine.runtime.progress._display", Display.AUTO)
