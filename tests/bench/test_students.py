@@ -12,7 +12,7 @@ from coreset.bench.inputs import Tree
 from coreset.bench.peers.students import colour_jitter, mixed_batches, shuffled_halves
 from coreset.bench.student_ways import CPU, SmallSet, difference, losses_alike, pass_before, unlike
 from coreset.bench.students import KEPT, ONCE, OURS, PEER, StudentsBench, beside
-from coreset.engine.evaluation import soft_labels
+from coreset.engine.evaluation.soft_labels import SoftLabels
 from coreset.engine.runtime.device import seeded_torch
 from coreset.engine.stages.pack import Pack
 from coreset.kernels.augment import recoloured
@@ -133,10 +133,10 @@ def test_both_ways_train_the_same_student(bench, few, part):
 
 @pytest.mark.slow
 def test_kept_labels_that_are_wrong_are_found_by_the_loss(bench, few, monkeypatch):
-    def read(rows, _device):
-        return lambda images: torch.zeros((len(images), rows.shape[1]))
+    def read(_labels, _images, rows):
+        return torch.zeros(rows.shape)
 
-    monkeypatch.setattr(soft_labels, "_reader", read)
+    monkeypatch.setattr(SoftLabels, "_read", read)
     _, ours = bench.labels(few)
     assert "the peer's" in ours["failed"]
 
