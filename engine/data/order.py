@@ -8,6 +8,7 @@ import numpy as np
 from coreset.engine.data.geometry import Crops, Ints
 from coreset.kernels.seeds import Stream, derived_seed, permutation, random_keys
 from coreset.shards.errors import UsageError
+from coreset.shards.format.dataset import Dataset
 
 PADDING = -1
 """Id and label of a row without a sample."""
@@ -97,3 +98,12 @@ def _block_shuffled(n: int, block: int, share: slice, seed: int) -> Ints:
     windows = np.arange(block_by_block.size) // (WINDOW_BLOCKS * block)
     keys = random_keys(n, derived_seed(seed, Stream.SAMPLES))[share]
     return block_by_block[np.lexsort((keys, windows))].astype(np.int64)
+
+
+def first_by_key(dataset: Dataset, most: int) -> Ints:
+    """Return ids of the first samples of each class in the order of their keys, ascending."""
+    keys = np.array(dataset.table(["key"])["key"].to_pylist())
+    order = np.lexsort((keys, dataset.labels))
+    labels = dataset.labels[order]
+    rank = np.arange(order.size) - np.searchsorted(labels, labels)
+    return np.sort(order[rank < most])

@@ -6,29 +6,24 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from coreset.engine.condensed.condensed_set import CondensedSet
 from coreset.engine.data.geometry import Geometry, Ints
 from coreset.engine.data.image_cache import keep_images
 from coreset.engine.data.images import load_into_memory
-from coreset.engine.data.order import BatchOrder
+from coreset.engine.data.order import first_by_key
 from coreset.engine.data.stream import ImageStream
 from coreset.engine.data.whole_images import WholeImages
 from coreset.engine.evaluation.protocols.base import Protocol
 from coreset.engine.evaluation.protocols.soft import SoftLabels as SoftProtocol
 from coreset.engine.evaluation.soft_labels import KeptLabels, SoftLabels
-from coreset.engine.evaluation.students import EVALUATION_BATCH, Images
-from coreset.engine.models.teachers import Teacher, check_teachers, load_teachers
+from coreset.engine.evaluation.students import Images
+from coreset.engine.models.teachers import Teacher, check_on_images, load_teachers
 from coreset.engine.runtime.progress import say
 from coreset.engine.runtime.text import readable_bytes
-from coreset.kernels.augment import unit_range
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
-
-CHECKED_PER_CLASS = 10
-"""Validation images of each class on which teachers are checked."""
 
 
 @dataclass(frozen=True)
@@ -91,15 +86,9 @@ class StudentInputs:
         return Images(train, val, labels)
 
     def _soft_labels(self, protocol: SoftProtocol, geometry: Geometry) -> SoftLabels:
-        some = first_by_key(self.val, CHECKED_PER_CLASS)
-        with closing(self.open_stream(self.val, geometry, some)) as stream:
-            examples = (
-                (unit_range(batch.images), batch.labels.to(self.device))
-                for batch in stream.epoch(BatchOrder(batch=EVALUATION_BATCH))
-            )
-            checked = check_teachers(self.teachers, examples, size=protocol.teacher_size)
-        for one in checked:
-            say(f"teacher {one.name}: top-1 {one.accuracy:.1f} % of {some.size} validation images")
+        checked = check_on_images(
+            self.teachers, self.val, self.open_stream, geometry, size=protocol.teacher_size
+        )
         kept = None if self.labels is None else self._kept(self.labels)
         half = protocol.precision == "bfloat16"
         return SoftLabels(checked, self.device, protocol.teacher_size, half, kept)
@@ -137,12 +126,3 @@ def open_teachers(
     if sorted(names) != sorted(protocol.teachers):
         protocol = protocol.changed("teachers", teachers=names)
     return teachers, protocol
-
-
-def first_by_key(dataset: Dataset, most: int) -> Ints:
-    """Return ids of the first samples of each class in the order of their keys, ascending."""
-    keys = np.array(dataset.table(["key"])["key"].to_pylist())
-    order = np.lexsort((keys, dataset.labels))
-    labels = dataset.labels[order]
-    rank = np.arange(order.size) - np.searchsorted(labels, labels)
-    return np.sort(order[rank < most])

@@ -5,7 +5,8 @@ a network of torchvision (first) or timm. Nothing is downloaded: without FILE th
 that torchvision and timm keep on this machine, or those of the extra ``offline``.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from torch.nn.functional import interpolate
 
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import output_digest
+from coreset.engine.data.geometry import Geometry, Ints
+from coreset.engine.data.order import BatchOrder, first_by_key
+from coreset.engine.data.stream import ImageStream
 from coreset.engine.models.backbones import Colour
 from coreset.engine.models.classifiers import (
     TRAIN_ONE,
@@ -26,13 +30,17 @@ from coreset.engine.models.classifiers import (
 from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.weights import USUAL_FILES
 from coreset.engine.runtime.device import memory_shortage
+from coreset.engine.runtime.progress import say
 from coreset.engine.training.trainer import WEIGHTS_NAME
-from coreset.kernels.augment import normalised
+from coreset.kernels.augment import normalised, unit_range
 from coreset.shards.errors import DataError, StoreError, UsageError
+from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import build, missing, parse, sha256_of_file
 
 TEACHER_NAME = "teacher.json"
 LEAST_ACCURACY = 50.0
+CHECKED_PER_CLASS = 10
+_CHECKED_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,10 +102,34 @@ def load_teachers(
     return tuple(_load(spec, tuple(classes), device) for spec in specs)
 
 
+def check_on_images(
+    teachers: Sequence[Teacher],
+    dataset: Dataset,
+    open_stream: Callable[[Dataset, Geometry, Ints], ImageStream],
+    geometry: Geometry,
+    *,
+    size: int,
+) -> tuple[Teacher, ...]:
+    """Check teachers on the first images of each class of a data set, and tell how right they are.
+
+    Arguments and errors are those of `check_teachers`.
+    """
+    some = first_by_key(dataset, CHECKED_PER_CLASS)
+    with closing(open_stream(dataset, geometry, some)) as stream:
+        examples = (
+            (unit_range(batch.images), batch.labels.to(teachers[0].orders.device))
+            for batch in stream.epoch(BatchOrder(batch=_CHECKED_AT_ONCE))
+        )
+        checked = check_teachers(teachers, examples, size=size)
+    for one in checked:
+        say(f"teacher {one.name}: top-1 {one.accuracy:.1f} % of {some.size} images")
+    return checked
+
+
 def check_teachers(
     teachers: Sequence[Teacher], examples: Iterable[tuple[Tensor, Tensor]], *, size: int
 ) -> tuple[Teacher, ...]:
-    """Measure teachers on validation images, and keep the right one of their orders of classes.
+    """Measure teachers on labelled images, and keep the right one of their orders of classes.
 
     ``examples`` are batches of (images as `Teacher.outputs` takes them, labels). Raises
     ``DataError`` for a teacher that is right for less than ``LEAST_ACCURACY``, ``UsageError`` for
@@ -186,6 +218,6 @@ def _judged(teacher: Teacher, hits: Tensor, seen: int) -> Teacher:
             remedy = "teach it with more --epochs or more images"
         raise DataError(
             f"teacher {teacher.name} ({teacher.source}) is right for {accuracy:.1f} % of {seen} "
-            f"validation images{tried}, less than {LEAST_ACCURACY:.0f} %: {remedy}"
+            f"images{tried}, less than {LEAST_ACCURACY:.0f} %: {remedy}"
         )
     return replace(teacher, orders=teacher.orders[best : best + 1], accuracy=accuracy)

@@ -13,7 +13,7 @@ from coreset.engine.artifacts.ledger import (
     total_wall_seconds,
 )
 from coreset.engine.artifacts.writer import output_folder, require_output
-from coreset.engine.condensed.methods import KmeansParameters
+from coreset.engine.condensed.methods.kmeans import KmeansParameters
 from coreset.engine.condensed.samplers import CcsParameters
 from coreset.engine.evaluation.results import STUDENTS, Results
 from coreset.engine.report.results import LEAST_STUDENTS, comparisons, plus_minus

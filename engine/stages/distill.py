@@ -1,31 +1,35 @@
 """``coreset distill``: build a synthetic set of images from a data set."""
 
-import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from PIL import Image
-
-from coreset.engine.artifacts.ledger import Meter
-from coreset.engine.artifacts.pack_inputs import Account
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
-from coreset.engine.condensed.condensed_set import write_set
-from coreset.engine.condensed.methods import METHODS, Task
+from coreset.engine.condensed.condensed_set import open_set, write_set
+from coreset.engine.condensed.methods import METHODS
+from coreset.engine.condensed.methods.base import Task
+from coreset.engine.runtime.distributed import Distributed, join
 from coreset.engine.runtime.fields import choice_of, own_parameters, parameters_of, require_at_least
-from coreset.engine.runtime.progress import progress
-from coreset.engine.stages.options import DataPath, Result, SetPath
+from coreset.engine.stages.options import DataPath, Decoding, Flat, Result, SetPath
+from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
-from coreset.shards.packing.pack import list_path, pack
-from coreset.shards.packing.plan import Plan
-from coreset.shards.sources.base import SourceOptions
-from coreset.shards.sources.detect import find_folder
+
+if TYPE_CHECKING:
+    from coreset.engine.models.teachers import Teacher
+
+DEFAULT = Decoding()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distill:
-    """Build a set of synthetic images, --ipc a class, that needs no pretrained weights."""
+    """Build a set of synthetic images, --ipc a class: one finished class or image at a time.
+
+    coreset distill DATA SET --method rded --ipc 10 --teachers resnet18=resnet18.pth
+    torchrun --nproc-per-node 4 -m coreset distill ... shares the work between four GPUs.
+    """
 
     data: DataPath
     """Packed data set."""
@@ -36,26 +40,49 @@ class Distill:
     method: Annotated[str, choice_of(METHODS, default="kmeans")] = "kmeans"
     seed: int = 0
     """Seed of the method."""
-    workers: int = 0
-    """Decoding threads; 0 = one per core."""
+    teachers: tuple[str, ...] = ()
+    """Classifiers that a method asks, in turn where it takes several: NAME=FILE (networks of
+    torchvision or timm), or a folder of `coreset teach`."""
+    patches: Path | None = None
+    """Set of mosaics that a method begins with, such as `coreset distill --method rded` makes."""
+    decoding: Flat[Decoding] = DEFAULT
     parameters: Annotated[Any, parameters_of(METHODS)] = None
 
     def __post_init__(self) -> None:
         require_at_least("ipc", self.ipc, 1)
         for method in METHODS.values():
             own_parameters(method, self.parameters)
+        method, n = METHODS[self.method], len(self.teachers)
+        if n not in method.teachers:
+            few, most = method.teachers.start, method.teachers.stop - 1
+            wanted = f"{few}" if few == most else f"{few} to {most}"
+            raise UsageError(
+                f"method {self.method} takes {wanted} --teachers, got {n}; name each as NAME=FILE "
+                "or as a folder of `coreset teach`"
+            )
+        if method.patches != (self.patches is not None):
+            problem = "begins with no mosaics; leave out --patches"
+            if method.patches:
+                problem = "begins with mosaics of real images; name a set of them with --patches "
+                problem += "(coreset distill DATA PATCHES --method rded)"
+            raise UsageError(f"method {self.method} {problem}")
 
     def run(self) -> Result:
-        """Build the images class by class, write them as PNG, pack and publish them."""
+        """Build the images part by part, pack and publish them."""
         dataset = Dataset.open(self.data)
         parameters = own_parameters(METHODS[self.method], self.parameters)
+        teachers = self._teachers(dataset)
         recorded = {"ipc": self.ipc, **asdict(parameters)}
-        config = {"method": self.method, "seed": self.seed, **recorded}
-        origin = Provenance.read(self.data).as_input("data", self.data, self.condensed)
-        provenance = Provenance(kind="set", stage="distill", config=config, inputs=(origin,))
-        with create_artifact(self.condensed, provenance, inputs=[self.data]) as work:
+        if teachers:
+            recorded["teachers"] = [teacher.name for teacher in teachers]
+        with join() as ranks, ExitStack() as stack:
+            artifact = self._artifact(recorded, teachers)
+            work = ranks.run_on_main(lambda: stack.enter_context(artifact))
+            if ranks.run_on_main(lambda: not work.done):
+                self._make(work, dataset, teachers, parameters, ranks)
+            if not ranks.is_main:
+                return Result((f"rank {ranks.rank} of {ranks.world} is done with its part",))
             if not work.done:
-                self._write_images(work, dataset, parameters)
                 write_set(
                     work, dataset, None, method=self.method, parameters=recorded, seed=self.seed
                 )
@@ -66,36 +93,60 @@ class Distill:
         )
         return Result(lines, {"set": str(self.condensed)})
 
-    def _write_images(self, work: ArtifactWriter, dataset: Dataset, parameters: object) -> None:
-        folder = work.scratch / ".images"
-        with progress("distill", len(dataset)) as bar:
+    def _teachers(self, dataset: Dataset) -> "tuple[Teacher, ...]":
+        if not self.teachers:
+            return ()
+        from coreset.engine.models.teachers import load_teachers
 
-            def advance(n_images: int) -> None:
-                work.meter.images += n_images
-                bar.advance(n_images)
+        device = self.decoding.resolved_device()
+        return load_teachers(self.teachers, dataset.classes, device)
 
-            task = Task(
-                dataset=dataset, ipc=self.ipc, seed=self.seed, workers=self.workers, advance=advance
-            )
-            for label, images in METHODS[self.method].images(task, parameters):
-                class_folder = folder / dataset.classes[label]
-                class_folder.mkdir(parents=True)
-                for number, image in enumerate(images):
-                    Image.fromarray(image).save(class_folder / f"{number:05d}.png")
-        _pack_images(folder, work.scratch, dataset)
-        shutil.rmtree(folder)
+    def _artifact(
+        self, recorded: Mapping[str, Any], teachers: "Sequence[Teacher]"
+    ) -> AbstractContextManager[ArtifactWriter]:
+        config = {"method": self.method, "seed": self.seed, **recorded}
+        inputs = {"data": self.data}
+        if self.patches is not None:
+            inputs["patches"] = self.patches
+        if teachers:
+            config["teachers"] = [teacher.digest for teacher in teachers]
+            folders = (Path(spec) for spec in self.teachers if Path(spec).is_dir())
+            inputs |= {f"teacher {number}": folder for number, folder in enumerate(folders)}
+        provenance = Provenance(
+            kind="set",
+            stage="distill",
+            config=config,
+            inputs=Provenance.inputs_of(self.condensed, inputs),
+        )
+        return create_artifact(
+            self.condensed,
+            provenance,
+            inputs=list(inputs.values()),
+            device=str(self.decoding.resolved_device()) if teachers else "cpu",
+            resumable=True,
+        )
 
+    def _make(
+        self,
+        work: ArtifactWriter,
+        dataset: Dataset,
+        teachers: "Sequence[Teacher]",
+        parameters: object,
+        ranks: Distributed,
+    ) -> None:
+        from coreset.engine.condensed.synthesis import make_images
 
-def _pack_images(folder: Path, out: Path, dataset: Dataset) -> None:
-    meter = Meter("distill", "")  # the images count once, as those that were clustered
-    source = find_folder(folder, SourceOptions(only=dataset.classes))  # whatever they are called
-    plan = Plan(
-        source=source,
-        labels=source.labels,
-        samples_per_shard=2000,
-        name=dataset.manifest.name,
-        split="distilled",
-        settings={"order": "source"},
-    )
-    with progress("pack", len(source)) as bar:
-        pack(plan, out, workers=1, listed=list_path(out), observer=Account(meter, bar, None))
+        def advance(n_images: int) -> None:
+            work.meter.images += n_images
+
+        task = Task(
+            dataset=dataset,
+            ipc=self.ipc,
+            seed=self.seed,
+            open_stream=self.decoding.stream,
+            advance=advance,
+            teachers=teachers,
+            patches=None if self.patches is None else open_set(self.patches),
+        )
+        method = METHODS[self.method]
+        make_images(work, task, lambda task: method.prepare(task, parameters), ranks)

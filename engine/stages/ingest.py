@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import SetInfo, write_set
-from coreset.engine.condensed.methods import read_ids
+from coreset.engine.condensed.importers import read_ids
 from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.stages.options import Result, SetPath
 from coreset.shards.errors import UsageError

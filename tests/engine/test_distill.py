@@ -12,7 +12,8 @@ from PIL import Image
 
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.condensed.methods import METHODS, Method
+from coreset.engine.condensed.methods import METHODS
+from coreset.engine.condensed.methods.base import Method, Synthesis
 from coreset.engine.data.geometry import Geometry
 from coreset.engine.data.images import load_into_memory
 from coreset.engine.data.stream import ImageStream
@@ -101,11 +102,14 @@ def test_a_method_is_registered_in_one_place(
         shade: Annotated[int, tyro.conf.arg(help="Level of every pixel.")] = 128
 
     def grey(task, parameters):
-        for label in range(len(task.dataset.classes)):
+        def build(part):
             task.advance(1)
-            yield label, np.full((task.ipc, 4, 6, 3), parameters.shade + label, np.uint8)
+            shade = parameters.shade + part.labels[0]
+            return np.full((1, len(part.slots), 4, 6, 3), shade, np.uint8)
 
-    toy = Method(summary="one grey", images=grey, parameters=GreyParameters)
+        return Synthesis(parts=task.class_parts(), build=build)
+
+    toy = Method(summary="one grey", prepare=grey, parameters=GreyParameters)
     monkeypatch.setitem(METHODS, "grey", toy)
     assert "Level of every pixel." in coreset("distill", "--help").out
     out = tmp_path / "SET"

@@ -11,7 +11,7 @@ import tyro
 
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.condensed.condensed_set import open_set
-from coreset.engine.condensed.methods import KmeansParameters
+from coreset.engine.condensed.methods.kmeans import KmeansParameters
 from coreset.engine.stages.distill import Distill
 from coreset.engine.stages.export import Export
 from coreset.engine.stages.pack import Pack

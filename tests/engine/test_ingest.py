@@ -16,7 +16,7 @@ from coreset.engine.condensed.condensed_set import (
     open_set,
     require_same_classes,
 )
-from coreset.engine.condensed.methods import IMPORTERS, Importer
+from coreset.engine.condensed.importers import IMPORTERS, Importer
 from coreset.engine.stages.export import Export
 from coreset.engine.stages.ingest import Ingest
 from coreset.engine.stages.pack import Pack

@@ -19,7 +19,7 @@ from PIL import Image
 from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.condensed.condensed_set import open_set
-from coreset.engine.condensed.methods import KmeansParameters
+from coreset.engine.condensed.methods.kmeans import KmeansParameters
 from coreset.engine.condensed.samplers import CcsParameters
 from coreset.engine.evaluation.metrics import METRICS as REGISTRY
 from coreset.engine.evaluation.result_tables import METRICS, STUDENTS

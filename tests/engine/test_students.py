@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from coreset.engine.data.images import DecodedImages
+from coreset.engine.data.order import first_by_key
 from coreset.engine.evaluation.protocols.edc import Edc
 from coreset.engine.evaluation.protocols.hard import HardLabels
 from coreset.engine.evaluation.protocols.rded import Rded
 from coreset.engine.evaluation.result_tables import CURVES, PER_CLASS, STUDENTS
 from coreset.engine.evaluation.results import Results
 from coreset.engine.evaluation.soft_labels import KeptLabels, SoftLabels
-from coreset.engine.evaluation.student_inputs import first_by_key
 from coreset.engine.evaluation.students import Images, Student
 from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD, build_network
 from coreset.engine.models.teachers import Teacher

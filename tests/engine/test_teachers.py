@@ -227,7 +227,7 @@ def test_a_teacher_that_is_mostly_wrong_is_asked_for_its_class_order(saved):
     ) as error:
         check_teachers([teacher], [(IMAGES, labels)], size=64)
     assert error.value.exit_code == 3
-    with pytest.raises(DataError, match=r"0\.0 % of 0 validation images"):
+    with pytest.raises(DataError, match=r"0\.0 % of 0 images"):
         check_teachers([teacher], [], size=64)
 
 

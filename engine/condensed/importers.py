@@ -1,0 +1,34 @@
+"""Condensed sets that others made, read as lists of samples of a packed data set."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.tables.sample_names import read_list
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Importer:
+    """Record of a reader of condensed sets that others made."""
+
+    accepts: Callable[[Path], bool]
+    read: Callable[[Path, Dataset], NDArray[np.int64]]
+
+
+IMPORTERS: dict[str, Importer] = {
+    "list": Importer(
+        accepts=lambda _path: True,
+        read=lambda path, dataset: read_list(path, dataset.table(["key", "source"])),
+    )
+}
+"""Importers by name. Later ones are asked first; a list is what nothing else is."""
+
+
+def read_ids(path: Path, dataset: Dataset) -> NDArray[np.int64]:
+    """Read a condensed set that others made by the importer of its path."""
+    importer = next(known for known in reversed(IMPORTERS.values()) if known.accepts(path))
+    return importer.read(path, dataset)

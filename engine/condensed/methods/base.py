@@ -1,0 +1,93 @@
+"""What every method that builds images is given, and what it returns."""
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coreset.engine.artifacts.ledger import Stopwatch
+from coreset.engine.runtime.fields import NoParameters
+from coreset.shards.format.dataset import Dataset
+
+if TYPE_CHECKING:
+    from coreset.engine.condensed.condensed_set import CondensedSet
+    from coreset.engine.data.geometry import Geometry
+    from coreset.engine.data.stream import ImageStream
+    from coreset.engine.models.teachers import Teacher
+
+Pixels: TypeAlias = NDArray[np.uint8]
+CostPart: TypeAlias = Literal["assets", "passes", "classes", "images"]
+"""What seconds of a construction depend on: nothing, all images of the data set, the number of
+classes, the number of images of the set."""
+
+
+class Part(NamedTuple):
+    """Images that are built together, and found again by a run that continues."""
+
+    labels: tuple[int, ...]
+    slots: range
+
+    @property
+    def n_images(self) -> int:
+        """Number of its images."""
+        return len(self.labels) * len(self.slots)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """Synthetic set that a method is asked for."""
+
+    dataset: Dataset
+    ipc: int
+    seed: int
+    open_stream: Callable[[Dataset, "Geometry", NDArray[np.int64] | None], "ImageStream"]
+    """Open a stream of decoded images, of the given samples or of all."""
+    advance: Callable[[int], None]
+    """Count images of the data set that were read."""
+    teachers: Sequence["Teacher"] = ()
+    """Networks on the device that the images are built on."""
+    patches: "CondensedSet | None" = None
+    """Set of mosaics that a method begins with: at least --ipc images of every class."""
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    """Seconds by `CostPart`, for the ledger."""
+
+    @contextmanager
+    def spend(self, part: CostPart) -> Generator[None]:
+        """Count the seconds of the block as a part of the cost."""
+        watch = Stopwatch()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + watch.seconds
+
+    def class_parts(self) -> list[Part]:
+        """Return one part for each class."""
+        return [Part((label,), range(self.ipc)) for label in range(len(self.dataset.classes))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Synthesis:
+    """A task that is ready to be done, part by part and in any order."""
+
+    parts: Sequence[Part]
+    build: Callable[[Part], Pixels]
+    """Return images of shape (labels, slots, h, w, 3), the same whatever was built before."""
+    extension: Literal["png", "jpg"] = "png"
+    """Images are stored so: PNG, or JPEG of quality 75 as published sets are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """Record of a method."""
+
+    summary: str
+    prepare: Callable[[Task, Any], Synthesis]
+    """Check the task, by parameters, before anything is built."""
+    parameters: type[Any] = NoParameters
+    teachers: range = range(1)
+    """How many teachers it takes: none, unless it says otherwise."""
+    patches: bool = False
+    """It begins with mosaics of real images."""
