@@ -18,8 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coreset.engine.artifacts.writer import lock
-from coreset.engine.artifacts.writer import output_folder
+from coreset.engine.artifacts.writer import lock, output_folder
 from coreset.engine.models.teachers import Teacher, mean_logits
 from coreset.engine.runtime.device import half_precision
 from coreset.shards.errors import StoreError, UsageError

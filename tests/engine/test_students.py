@@ -199,7 +199,7 @@ def test_labels_of_anything_else_are_refused(tmp_path, odd):
 
 def test_labels_cannot_be_kept_in_a_file(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="cannot be written .*choose another output"):
+    with pytest.raises(UsageError, match=r"cannot be written .*choose another output"):
         kept_in(tmp_path / "file").require_own()
 
 
