@@ -1,6 +1,7 @@
 """Registry of systems: its facts against the specification, and against what is here."""
 
 import csv
+import json
 import os
 import re
 import shlex
@@ -101,6 +102,30 @@ def test_a_set_belongs_to_a_system_by_its_method():
     assert {method: system_of(method) for method in named} == named
 
 
+def test_methods_prints_a_row_of_each_and_everything_of_one(done):
+    header, *rows, last = done("methods")
+    assert [row.split("  ")[0] for row in rows] == list(NAMES)
+    assert header.split()[0] == "system"
+    assert "coreset methods NAME" in last
+    title, *lines = done("methods", "fadrm")
+    assert title == "FADRM+"
+    for words in ("Google Drive folder", "MIT", "1.09 s per image", "2.5 and 12.5 hours"):
+        assert any(words in line for line in lines), words
+    assert lines[-3] == "coreset ingest SRC SET --layout sre2l --method FADRM+"
+    assert tuple(lines[-2:]) == SYSTEMS["FADRM+"].commands
+    assert done("methods", "random")[-2] == "coreset ingest LIST SET --data DATA --method Random"
+
+
+def test_methods_tells_machines_the_same(done):
+    (told,) = done("methods", "--json")
+    methods = json.loads(told)["methods"]
+    assert list(methods) == list(NAMES)
+    assert methods["RDED"]["licence"] == "Apache-2.0"
+    assert methods["Li et al."]["ingest"] == []
+    (told,) = done("methods", "rded", "--json")
+    assert json.loads(told)["methods"] == {"RDED": methods["RDED"]}
+
+
 # against the specification
 
 
@@ -120,7 +145,7 @@ def test_layouts_are_those_of_the_specification(specification):
 
 def test_released_sets_are_those_of_the_specification(specification):
     text = section(specification("docs/methods.md"), "### 11.5 Where each set comes from")
-    imported, constructed = re.fullmatch(r"Import: (.*?)\. Construct: (.*?)\. .*", text).groups()
+    imported, constructed = text.removeprefix("Import: ").split(" IN-100:")[0].split(" Construct: ")
     places = {"gofile": "gofile", "HF": "Hugging Face", "Drive": "Google Drive", "Baidu": "Baidu"}
     for name, where in re.findall(r"([A-Z][\w+-]+)(?: 1K| 1K/nette)? \((.*?)\)", imported):
         released = SYSTEMS[name].released
@@ -140,7 +165,7 @@ def test_licences_are_those_of_the_specification(specification):
     without, others = text.split(" repos carry **no licence file**; ")
     told = dict.fromkeys(without.split(", "), "none")
     for name, licence in re.findall(r"(\w+)(?: code\+weights are)? ([A-Z][\w.-]+-?\d|MIT)", others):
-        told[{"FADRM": "FADRM+"}.get(name, name)] = licence
+        told["FADRM+" if name == "FADRM" else str(name)] = licence
     assert len(told) == 11
     licences = {name: SYSTEMS[name].licence.partition(",")[0] for name in told}
     assert licences == {name: licence.rstrip(".;") for name, licence in told.items()}
@@ -178,7 +203,7 @@ def test_the_taxonomy_is_that_of_the_study_where_its_text_says_it(specification)
             r"registry\((m|'[^']+'), '(\w+)'\) == '([\w ]+)'", row["test"]
         ):
             for each in names if name == "m" else [name.strip("'")]:
-                system = SYSTEMS[{"MGD": "MGD3"}.get(each, each)]
+                system = SYSTEMS["MGD3" if each == "MGD" else str(each)]
                 asked += 1
                 wrong += [(each, field)] if getattr(system, field) != value else []
     # The study files D3HR under fine-tuned models; its code samples an unchanged one.
