@@ -5,7 +5,7 @@ Facts of the papers, of the released codes and of their issues; what none of the
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple
 
 UNKNOWN = "unknown"
 _DIT = "training of DiT-XL/2 and of its VAE"
@@ -14,7 +14,6 @@ _REAL = "no: 300 images of each class"
 _NO_DIFFUSION = "it needs a diffusion model: not yet"
 _IMPORTS = ("tests/shards/test_layouts.py", "tests/engine/test_ingest_images.py")
 _TEACHERS = ("--teachers NAME=FILE", "--teachers NAME=FILE NAME=FILE")
-YesNo: TypeAlias = Literal["yes", "no", "unknown"]
 
 
 class Released(NamedTuple):
@@ -24,7 +23,6 @@ class Released(NamedTuple):
     data: str
     ipcs: str
     layout: str
-    """Layout of `coreset ingest`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,16 +30,13 @@ class System:
     """Record of a system."""
 
     family: str
-    """Row of the study's Table 1."""
     needs_full_data: str
     generative_model: str = "none"
     """none, finetuned, sampled (unchanged), guided, or unknown."""
     generative_use: str = "none"
-    """Which model, and what for."""
     classifier: str = "none"
     """Classifier that it needs: none, small, or one of the full data."""
-    grows_with_ipc: YesNo
-    """The cost of construction grows with the images per class."""
+    grows_with_ipc: Literal["yes", "no", "unknown"]
     new_data_needs: str
     code: str = UNKNOWN
     licence: str = UNKNOWN
@@ -54,9 +49,7 @@ class System:
     missing: str = ""
     """Why it is not built, or not imported either."""
     commands: tuple[str, ...] = ()
-    """How to build a set, in order."""
     proof: tuple[str, ...] = _IMPORTS
-    """Tests that prove it."""
     published: str = UNKNOWN
     """Cost that was published, and its source."""
     published_seconds: float | None = None
