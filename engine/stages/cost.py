@@ -166,7 +166,8 @@ def _fitted(sets: Sequence[PaidSet]) -> tuple[list[tuple[str, ...]], list[str], 
         numbers = ("needs two IPCs", *["-"] * 4)
         if len(set(images)) > 1:
             fit = LinearCost.fit(images, [paid.own for paid in group])
-            hours = [_projected(fit, n_classes, ipc) for ipc in STUDY_IPCS]
+            once = LinearCost.fit(images, [paid.parts["images"] for paid in group]).fixed
+            hours = [_projected(fit, once, n_classes, ipc) for ipc in STUDY_IPCS]
             residual = f"{fit.residual:.3g}" if fit.n > 2 else "0, of two sets"
             numbers = (f"{fit.fixed:.4g}", f"{fit.per_image:.4g}", residual)
             numbers += tuple(f"{number:.3g}" for number, _ in hours)
@@ -177,11 +178,14 @@ def _fitted(sets: Sequence[PaidSet]) -> tuple[list[tuple[str, ...]], list[str], 
     return rows, sums, fits
 
 
-def _projected(fit: LinearCost, n_classes: int, ipc: int) -> tuple[float, str]:
-    """Return the hours of ImageNet-1K, whose classes the fixed part grows with, and their sum."""
-    images = IMAGENET_CLASSES * ipc
-    hours = (fit.fixed * IMAGENET_CLASSES / n_classes + fit.per_image * images) / 3600
-    fixed = f"{fit.fixed:.4g} s x {IMAGENET_CLASSES:,} / {n_classes} classes"
+def _projected(fit: LinearCost, once: float, n_classes: int, ipc: int) -> tuple[float, str]:
+    """Return the hours of ImageNet-1K, and their arithmetic.
+
+    ``once`` are the seconds that neither classes nor images change: fixed, but of the part images.
+    """
+    images, by_class = IMAGENET_CLASSES * ipc, fit.fixed - once
+    hours = (once + by_class * IMAGENET_CLASSES / n_classes + fit.per_image * images) / 3600
+    fixed = f"{once:.3g} s + {by_class:.4g} s x {IMAGENET_CLASSES:,} / {n_classes} classes"
     return hours, f"({fixed} + {fit.per_image:.4g} s x {images:,} images) / 3600 = {hours:.3g} h"
 
 
