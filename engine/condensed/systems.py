@@ -12,6 +12,7 @@ _DIT = "training of DiT-XL/2 and of its VAE"
 _TABLE_5 = "the study's Table 5"
 _REAL = "no: 300 images of each class"
 _NO_DIFFUSION = "it needs a diffusion model: not yet"
+_CORESET_TESTS = ("tests/kernels/test_samplers.py", "tests/engine/test_ingest.py")
 _IMPORTS = ("tests/shards/test_layouts.py", "tests/engine/test_ingest_images.py")
 _TEACHERS = ("--teachers NAME=FILE", "--teachers NAME=FILE NAME=FILE")
 
@@ -172,7 +173,7 @@ SYSTEMS: dict[str, System] = {
             f"coreset distill DATA PATCHES --method rded --ipc 10 {_TEACHERS[0]}",
             f"coreset distill DATA SET --method fadrm+ --ipc 10 --patches PATCHES {_TEACHERS[1]}",
         ),
-        proof=("tests/engine/test_recover.py",),
+        proof=("tests/engine/test_recover.py", *_IMPORTS),
         published="figure of its repository (FADRM, of one teacher: 0.47); the study's Table 5",
         published_seconds=1.09, published_hours=(2.5, 12.5),
         left_out="training of the teachers, and making the patches",
@@ -186,7 +187,7 @@ SYSTEMS: dict[str, System] = {
         needs_full_data=_REAL, grows_with_ipc="no", code="github.com/LINs-lab/RDED",
         licence="Apache-2.0", layout="rded", released=(_mirror("rded"),), methods=("rded",),
         commands=(f"coreset distill DATA SET --method rded --ipc 10 {_TEACHERS[0]}",),
-        proof=("tests/engine/test_rded.py",),
+        proof=("tests/engine/test_rded.py", *_IMPORTS),
         published="its README: 7 minutes on an RTX 4090 for ImageNet-1K at IPC 10",
         left_out="training of the teacher",
     ),
@@ -208,7 +209,7 @@ SYSTEMS: dict[str, System] = {
         ),
         methods=("sre2l", "cda"),
         commands=(f"coreset distill DATA SET --method sre2l --ipc 10 {_TEACHERS[0]}",),
-        proof=("tests/engine/test_recover.py",),
+        proof=("tests/engine/test_recover.py", *_IMPORTS),
         published="none; SRe2L++ has 2.52 seconds per image in the figure of FADRM's repository",
         left_out="training of the teacher",
     ),
@@ -218,7 +219,7 @@ SYSTEMS: dict[str, System] = {
         "github.com/haizhongzheng/Coverage-centric-coreset-selection",
         licence="MIT; of the draw: none", methods=("ccs",),
         commands=("coreset score DATA SCORES", "coreset select SCORES SET --ipc 10"),
-        proof=("tests/kernels/test_dynamics.py", "tests/kernels/test_samplers.py"),
+        proof=("tests/kernels/test_dynamics.py", *_CORESET_TESTS),
         published_hours=(6.0, 6.0), left_out="nothing: they must hold the training of the proxy",
     ),
     "Concepts": _coreset(
@@ -230,7 +231,7 @@ SYSTEMS: dict[str, System] = {
             "coreset score DATA SCORES --proxy concept --concepts BANK",
             "coreset select SCORES SET --ipc 10",
         ),
-        proof=("tests/engine/test_concept_proxy.py", "tests/kernels/test_samplers.py"),
+        proof=("tests/engine/test_concept_proxy.py", *_CORESET_TESTS),
         published_hours=(3.0, 3.0),
         left_out="training of CLIP and LLaVA; whether asking LLaVA is in them is not said",
     ),
@@ -238,6 +239,6 @@ SYSTEMS: dict[str, System] = {
         needs_full_data="no", new_data_needs="nothing", published=UNKNOWN,
         code="none needed", licence="none needed", methods=("random",),
         commands=("coreset select DATA SET --method random --ipc 10",),
-        proof=("tests/kernels/test_samplers.py",), left_out="nothing",
+        proof=_CORESET_TESTS, left_out="nothing",
     ),
 }  # fmt: skip

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -13,6 +13,7 @@ from coreset.engine.stages.options import Result
 from coreset.shards.errors import UsageError
 
 _COLUMNS = ("system", "imported by layout", "built by", "cost grows with IPC", "licence")
+_TOLD_APART = {"released", "layout", "methods", "missing", "commands"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,8 @@ class Methods:
         """Print the table, or one system."""
         if self.name:
             name = _written(self.name)
-            return Result(tuple(_about(name, SYSTEMS[name])), {"methods": _facts(name)})
+            lines = tuple(_about(name, SYSTEMS[name]))
+            return Result(lines, {"methods": {name: asdict(SYSTEMS[name])}})
         rows = [
             (
                 name,
@@ -41,7 +43,8 @@ class Methods:
             for name, own in SYSTEMS.items()
         ]
         last = "`coreset methods NAME` says everything about one, and how to get its sets"
-        return Result((*aligned(_COLUMNS, rows), last), {"methods": _facts(*SYSTEMS)})
+        data = {name: asdict(system) for name, system in SYSTEMS.items()}
+        return Result((*aligned(_COLUMNS, rows), last), {"methods": data})
 
 
 def _written(name: str) -> str:
@@ -54,53 +57,26 @@ def _written(name: str) -> str:
     raise UsageError(f"name must be a system of the study, got {name}; {known}")
 
 
-def _facts(*names: str) -> dict[str, Any]:
-    return {
-        name: {**asdict(SYSTEMS[name]), "ingest": _ingest_commands(name, SYSTEMS[name])}
-        for name in names
-    }
-
-
 def _about(name: str, system: System) -> Iterator[str]:
+    """Yield the fields of a record, then the commands that take in or build its sets."""
+    fields = {**asdict(system), "imported": system.imported, "built": system.built}
     rows = [
-        ("family", system.family),
-        ("needs the full data", system.needs_full_data),
-        ("generative model", system.generative_use),
-        ("classifier", system.classifier),
-        ("cost grows with IPC", system.grows_with_ipc),
-        ("new data ask for", system.new_data_needs),
-        ("code", system.code),
-        ("licence", system.licence),
-        *(
-            ("released set", f"{own.data}, IPC {own.ipcs} (layout {own.layout}): {own.where}")
-            for own in system.released
-        ),
-        ("imported", system.imported),
-        ("built", system.built),
-        ("published cost", "; ".join([system.published, *_published(system)])),
-        ("left out of a cost", system.left_out),
-        ("proved by", ", ".join(system.proof)),
+        (field.replace("_", " "), ", ".join(map(str, value)))
+        for field, value in ((field, _listed(value)) for field, value in fields.items())
+        if field not in _TOLD_APART and value
+    ]
+    rows += [
+        ("released set", f"{own.data}, IPC {own.ipcs} (layout {own.layout}): {own.where}")
+        for own in system.released
     ]
     yield from aligned((name, ""), rows)
-    yield from _ingest_commands(name, system)
+    for layout in dict.fromkeys([system.layout, *(own.layout for own in system.released)]):
+        source = "LIST SET --data DATA" if layout == "list" else f"SRC SET --layout {layout}"
+        if layout:
+            yield f"coreset ingest {source} --method {name}"
     yield from system.commands
 
 
-def _published(system: System) -> Iterator[str]:
-    if system.published_seconds is not None:
-        yield f"{system.published_seconds} s per image"
-    if system.published_hours is not None:
-        few, many = system.published_hours
-        yield f"{few} and {many} hours for ImageNet-1K at IPC 10 and 50"
-
-
-def _ingest_commands(name: str, system: System) -> list[str]:
-    """Return a command for each layout in which its sets come."""
-    layouts = dict.fromkeys([system.layout, *(own.layout for own in system.released)])
-    return [
-        f"coreset ingest LIST SET --data DATA --method {name}"
-        if layout == "list"
-        else f"coreset ingest SRC SET --layout {layout} --method {name}"
-        for layout in layouts
-        if layout
-    ]
+def _listed(value: object) -> tuple[object, ...]:
+    """Return the parts of a field, of which one that has no value has none."""
+    return value if isinstance(value, tuple) else () if value is None else (value,)
