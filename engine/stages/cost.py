@@ -21,30 +21,19 @@ from coreset.engine.condensed.condensed_set import SetInfo
 from coreset.engine.condensed.systems import SYSTEMS, system_of
 from coreset.engine.runtime.text import aligned, readable_bytes, readable_seconds
 from coreset.engine.stages.options import Result
+from coreset.shards.errors import UsageError
 from coreset.shards.format.files import missing
 
 _STAGES = ("stage", "runs", "wall time", "CPU time", "images", "images/s", "peak memory", "device")
 _SETS = ("set", "method", "IPC", *PARTS, "own cost", "with models", "GPU hours", "core hours")
 _TABLE = (
-    *(
-        "method",
-        "IPC",
-        "fixed (s)",
-        "per image (s)",
-        "residual (s)",
-        "1K, IPC 10 (h)",
-        "IPC 50 (h)",
-    ),
-    *("printed (h)", "which leave out"),
-)
+    "method", "IPC", "fixed (s)", "per image (s)", "residual (s)", "1K, IPC 10 (h)", "IPC 50 (h)",
+    "printed (h)", "which leave out",
+)  # fmt: skip
 IMAGENET_CLASSES, STUDY_IPCS = 1000, (10, 50)
 _OWN = "own cost: passes over the data, classes and images; with models: what serves every set, too"
-_HOURS = (
-    "hours of ImageNet-1K: a projection to as many images in each of its classes, on this machine"
-)
-_PRINTED = (
-    "printed: the study's Table 5, or a rate on an RTX 4090; `coreset methods` has the sources"
-)
+_HOURS = "hours of ImageNet-1K: a projection to as many images in each class, on this machine"
+_PRINTED = "printed: the study's Table 5, or a rate on an RTX 4090; `coreset methods` has sources"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +67,10 @@ class Cost:
     """Condensed sets; one packed data set, scores or features will do."""
     table: bool = False
     """Fit cost = fixed + per image * images by method, from sets of two IPCs or more."""
+
+    def __post_init__(self) -> None:
+        if not self.artifacts:
+            raise UsageError("cost needs one SET or more, got none; name condensed sets")
 
     def run(self) -> Result:
         """Read the ledgers of the artifacts and sum them by stage or part."""

@@ -183,3 +183,4 @@ def test_several_artifacts_must_be_sets(planted, tmp_path, refused):
     append_lines(other, [line("pack", 1.0)])
     assert "is not a condensed set" in refused(tmp_path, "cost", known, other)
     assert "has no ledger" in refused(tmp_path, "cost", known, tmp_path)
+    assert "got none; name condensed sets" in refused(tmp_path, "cost")
