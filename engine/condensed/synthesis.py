@@ -49,6 +49,7 @@ def make_images(
             for name, spent in seconds.items():
                 task.seconds[name] = task.seconds.get(name, 0.0) + spent
     if ranks.is_main:
+        meter.notes["ranks"] = ranks.world
         meter.notes["parts"] = {name: round(spent, 3) for name, spent in task.seconds.items()}
         packed = work.scratch / ".packed"
         if folder.is_dir():
