@@ -25,6 +25,7 @@ DOCUMENTS = (
     "docs/selection.md",
     "docs/concepts.md",
     "docs/protocols.md",
+    "docs/sets.md",
     "docs/methods.md",
 )
 # Imported by name when blocks are made, because these modules import the renderer.
@@ -40,6 +41,7 @@ BENCHMARKS = (
     "protocol_values",
     "student_study",
     "distilled_study",
+    "ingest",
     "systems",
     "misratio",
     "pixels",

@@ -13,7 +13,9 @@ _TABLE_5 = "the study's Table 5"
 _REAL = "no: 300 images of each class"
 _NO_DIFFUSION = "it needs a diffusion model: not yet"
 _CORESET_TESTS = ("tests/kernels/test_samplers.py", "tests/engine/test_ingest.py")
-_IMPORTS = ("tests/shards/test_layouts.py", "tests/engine/test_ingest_images.py")
+_IMPORTS = ("tests/engine/test_ingest_images.py",)
+SLICEABLE = ("DiT", "MGD3", "ManifoldGD", "D3HR")
+"""Systems that build each class by itself, so that part of a set is a set."""
 _TEACHERS = ("--teachers NAME=FILE", "--teachers NAME=FILE NAME=FILE")
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from coreset.engine.artifacts.ledger import StageCost, construction_cost
 from coreset.engine.artifacts.provenance import Provenance, locate
 from coreset.engine.condensed.condensed_set import CondensedSet, open_set
+from coreset.engine.condensed.systems import SLICEABLE, system_of
 from coreset.engine.evaluation.metrics import METRICS
 from coreset.engine.evaluation.results import Results
 from coreset.engine.scoring.score_table import ScoreTable
@@ -64,6 +65,9 @@ def _described(row: Row) -> ReportedSet:
     parameters.pop("ipc", None)
     columns = {name: row[f"set_{name}"] for name in ("digest", "kind", "seed", "path")}
     columns |= {name: row[name] for name in ("data", "method", "ipc")}
+    whole = parameters.pop("derived_from", "")
+    if whole and system_of(row["method"]) not in SLICEABLE:
+        columns["method"] += f" (part of a set of {whole})"
     return ReportedSet(**columns, parameters=parameters)
 
 

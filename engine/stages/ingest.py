@@ -182,7 +182,8 @@ class Ingest:
         )
         images = Dataset.open(work.scratch)
         notes = [*notes_on(images), *self._checked_order(images, laid)]
-        parameters = {"ipc": ipc, **{n: origin[n] for n in ("replica", "slots") if n in origin}}
+        told_apart = ("replica", "slots", "derived_from")
+        parameters = {"ipc": ipc, **{n: origin[n] for n in told_apart if n in origin}}
         write_set(
             work, dataset or images, None, method=origin["method"], parameters=parameters,
             seed=self.seed, origin=origin,

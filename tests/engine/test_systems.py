@@ -33,8 +33,6 @@ PENDING = {
 PENDING_TESTS = {
     "tests/engine/test_rded.py",
     "tests/engine/test_recover.py",
-    "tests/engine/test_ingest_images.py",
-    "tests/shards/test_layouts.py",
 }
 LAYOUTS = {"wnid", "vlcp", "d4m", "sre2l", "rded", "parquet", "folders", "list"}
 
