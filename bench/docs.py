@@ -38,6 +38,7 @@ BENCHMARKS = (
     "concept_flips",
     "protocol_values",
     "student_study",
+    "distilled_study",
     "misratio",
     "pixels",
     "dynamics",

@@ -174,7 +174,8 @@ class StudentStudy(Options):
             }  # fmt: skip
 
 
-def _shown(values: list[float]) -> str:
+def shown(values: list[float]) -> str:
+    """Write a mean, and the values behind it if there are several."""
     if len(values) == 1:
         return f"{values[0]:.1f}"
     return f"{fmean(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})"
@@ -185,7 +186,7 @@ def _table() -> str:
     lines = [
         [
             f"`{row['stamp']}`", str(row["ipc"]), f"`{row['method']}`",
-            f"{row['epochs']} of {row['of']}", _shown(row["best"]), _shown(row["last"]),
+            f"{row['epochs']} of {row['of']}", shown(row["best"]), shown(row["last"]),
             f"{row['study']:.1f} ({STUDY_NAMES[row['set']]})",
         ]
         for row in rows

@@ -49,7 +49,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "ls": ("[DIR]", "ls", "List", "the artifacts in a folder"),
 }  # fmt: skip
 DONE = 0
-MACHINE_FAULTS = {"ENOSPC", "EDQUOT", "EROFS", "EMFILE", "EACCES", "EIO", "ENOLCK"}
+MACHINE_FAULTS = {"ENOSPC", "EDQUOT", "EROFS", "EFBIG", "EMFILE", "EACCES", "EIO", "ENOLCK"}
 
 
 def overview() -> str:

@@ -50,8 +50,11 @@ def make_images(
                 task.seconds[name] = task.seconds.get(name, 0.0) + spent
     if ranks.is_main:
         meter.notes["parts"] = {name: round(spent, 3) for name, spent in task.seconds.items()}
-        pack_folder(folder, work.scratch, task.dataset)
-        shutil.rmtree(folder, ignore_errors=True)
+        packed = work.scratch / ".packed"
+        if folder.is_dir():
+            pack_folder(folder, work.scratch, task.dataset)
+            folder.rename(packed)  # so that a kill leaves all of it or nothing
+        shutil.rmtree(packed, ignore_errors=True)
 
 
 def _build_missing(

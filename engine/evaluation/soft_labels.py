@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coreset.engine.artifacts.writer import lock
+from coreset.engine.artifacts.writer import lock, output_folder
 from coreset.engine.models.teachers import Teacher, mean_logits
 from coreset.engine.runtime.device import half_precision
 from coreset.shards.errors import StoreError, UsageError
-from coreset.shards.format.files import json_bytes, make_directory, parse, write_atomically
+from coreset.shards.format.files import json_bytes, parse, write_atomically
 
 KEY_NAME = "labels.json"
 Rows: TypeAlias = NDArray[np.float16]
@@ -47,8 +47,8 @@ class KeptLabels:
         """Claim the folder, or refuse it if it holds labels of something else."""
         path = self.folder / KEY_NAME
         if not path.exists():
-            make_directory(self.folder)
-            write_atomically(path, json_bytes(dict(self.key)))
+            with output_folder(path):
+                write_atomically(path, json_bytes(dict(self.key)))
         found = _read(path)
         odd = [name for name in sorted(self.key) if found.get(name) != self.key[name]]
         if odd:

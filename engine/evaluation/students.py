@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from coreset.engine.artifacts.checkpoints import Checkpoints
@@ -38,8 +38,8 @@ from coreset.engine.training.trainer import (
     DivergedError,
     Examples,
     Trainer,
-    contiguous,
     evaluate,
+    save_tensors,
 )
 from coreset.kernels.augment import normalised
 from coreset.kernels.seeds import Stream, derived_seed
@@ -189,7 +189,7 @@ class Student:
     def _save(self, directory: Path) -> None:
         self.trainer.save(directory)
         if self.averaged is not None:
-            save_file(contiguous(self.averaged.weights), directory / AVERAGED_NAME)
+            save_tensors(self.averaged.weights, directory / AVERAGED_NAME)
         write_atomically(directory / HISTORY_NAME, json_bytes(asdict(self.history)))
 
     def _load(self, directory: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from coreset.engine.runtime.device import half_precision
@@ -146,12 +146,12 @@ class Trainer:
 
     def save_weights(self, directory: Path) -> None:
         """Write the weights as safetensors."""
-        save_file(contiguous(self.network.state_dict()), directory / WEIGHTS_NAME)
+        save_tensors(self.network.state_dict(), directory / WEIGHTS_NAME)
 
     def save(self, directory: Path) -> None:
         """Write weights and moments as safetensors."""
         self.save_weights(directory)
-        save_file(contiguous(moments_of(self.optimiser)), directory / MOMENTS_NAME)
+        save_tensors(moments_of(self.optimiser), directory / MOMENTS_NAME)
 
     def load(self, directory: Path, steps: int) -> None:
         """Continue from what ``save`` wrote after ``steps`` updates, or refuse it."""
@@ -174,9 +174,13 @@ def replica_of(network: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(network, device_ids=devices)
 
 
-def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors as safetensors writes them: on the CPU, in the usual layout."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors, from the CPU and in the usual layout.
+
+    safetensors' own writer hides the error of a full disk in one of its own.
+    """
+    usual = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    path.write_bytes(save(usual))
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,38 @@ def test_the_set_is_a_data_set_that_verifies_and_tells_where_it_comes_from(packe
     assert (pack["stage"], distill["stage"], distill["images"]) == ("pack", "distill", 60)
 
 
+def test_medoids_are_the_members_next_to_the_centroids(packed, tmp_path, done, stored_samples):
+    for method in ("kmeans", "kmedoid"):
+        done("distill", packed, tmp_path / method, "--ipc", 4, "--size", 12, "--method", method)
+    pixels, labels = decoded(packed, 12)
+    centroids, medoids = (
+        images_by_class(stored_samples(tmp_path / method)) for method in ("kmeans", "kmedoid")
+    )
+    for label, name in enumerate(Dataset.open(packed).classes):
+        rows = pixels[labels == label].reshape(20, -1).astype(np.float64)
+        taken = []
+        for image, centre in zip(medoids[name], centroids[name], strict=True):
+            distances = ((rows - centre.reshape(-1)) ** 2).sum(axis=1)
+            nearest = min(set(range(20)) - set(taken), key=lambda row: distances[row])
+            assert image.reshape(-1).tolist() == rows[nearest].tolist()
+            taken.append(nearest)
+
+
+def test_ranks_share_the_classes_and_make_the_set_of_one_process(
+    packed, tmp_path, done, start_ranks, stored_bytes
+):
+    command = ("distill", packed, tmp_path / "SET", "--ipc", 2, "--size", 8)
+    done(*command[:2], tmp_path / "ALONE", *command[3:])
+    ranks = start_ranks(
+        "import sys; from coreset.engine.cli import main; main(sys.argv[1:])", *command
+    )
+    assert [rank.code for rank in ranks] == [0, 0], [rank.said for rank in ranks]
+    assert stored_bytes(tmp_path / "SET") == stored_bytes(tmp_path / "ALONE")
+    alone, together = (read_ledger(tmp_path / name)[-1] for name in ("ALONE", "SET"))
+    assert together["images"] == alone["images"] == 60
+    assert set(together["parts"]) == {"classes", "images"}
+
+
 def test_nothing_but_the_seed_changes_the_bytes(packed, tmp_path, done, stored_bytes):
     command = ("--ipc", 3, "--size", 8)
     for name, options in {"A": (), "B": ("--workers", 1), "C": ("--seed", 1)}.items():

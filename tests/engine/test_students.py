@@ -197,6 +197,12 @@ def test_labels_of_anything_else_are_refused(tmp_path, odd):
         kept_in(tmp_path, dict(kept.key) | {odd: "other"}).require_own()
 
 
+def test_labels_cannot_be_kept_in_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"cannot be written .*choose another output"):
+        kept_in(tmp_path / "file").require_own()
+
+
 def test_labels_that_lost_bytes_are_refused(tmp_path):
     kept = kept_in(tmp_path)
     kept.require_own()

@@ -1,6 +1,7 @@
 """Training steps and schedules against torch's own, saving against none."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from coreset.engine.training.trainer import (
     cosine_schedule,
     evaluate,
     moments_of,
+    save_tensors,
     sgd,
     step_schedule,
 )
@@ -184,6 +186,13 @@ def test_a_saved_training_that_does_not_fit_is_refused_in_one_line(tmp_path, dam
     with pytest.raises(StoreError, match=r"does not fit the network \(.*\); remove it") as caught:
         trainer.load(tmp_path, 1)
     assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_the_error_of_the_system_that_commands_report(tmp_path):
+    save_tensors({"weight": torch.arange(6.0).reshape(2, 3).T}, tmp_path / "t.safetensors")
+    assert load_file(tmp_path / "t.safetensors")["weight"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    with pytest.raises(OSError, match="No space left"):
+        save_tensors({"weight": torch.zeros(3)}, Path("/dev/full"))
 
 
 def test_momentum_is_stored_by_the_number_of_its_parameter(tmp_path):

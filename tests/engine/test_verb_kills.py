@@ -56,6 +56,13 @@ def taught_images(scratch):
     return 60 * newest[0] if newest else 0
 
 
+def distilled_images(scratch):
+    """Of three classes of 20 photos, each done when its image is written."""
+    if (scratch / MANIFEST_NAME).exists():
+        return 60
+    return 20 * len(list(scratch.glob(".images/*/0*.png")))
+
+
 RUN = "coreset.engine.scoring.run"
 INTERRUPTIBLE = {
     "pack": Interruptible("pack FEW OUT --samples-per-shard 6", commits=2, kept=packed_images),
@@ -89,6 +96,7 @@ INTERRUPTIBLE = {
         commits=2,
         kept=taught_images,
     ),
+    "distill": Interruptible("distill DATA OUT --ipc 1 --size 8", commits=4, kept=distilled_images),
     "export": Interruptible("export SET OUT --to webdataset"),
 }
 
@@ -141,7 +149,11 @@ def with_output(words, out):
     return [str(out) if word == "OUT" else word for word in words]
 
 
-@pytest.mark.parametrize("name", INTERRUPTIBLE)
+@pytest.mark.parametrize(
+    "name",
+    # Each of its many forks imports scikit-learn.
+    [pytest.param(n, marks=pytest.mark.slow if n == "distill" else ()) for n in INTERRUPTIBLE],
+)
 def test_a_command_killed_before_any_of_its_renames_is_continued_to_the_same_bytes(
     *, name, interruptible, tmp_path, fork, coreset, stored_bytes, monkeypatch
 ):
