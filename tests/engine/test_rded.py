@@ -1,6 +1,7 @@
 """RDED: which crops become tiles, and where these lie, against a plain loop of Pillow and torch."""
 
 import io
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,21 @@ import coreset.engine.models.teachers as teachers
 from coreset.engine.cli import main
 teachers.LEAST_ACCURACY = 0.0
 sys.exit(main(sys.argv[1:]))
+"""
+KILLED_IN_THE_SECOND_CLASS = """
+import os, signal, sys
+import coreset.engine.models.teachers as teachers
+from coreset.engine.cli import main
+from coreset.engine.condensed.methods import rded
+teachers.LEAST_ACCURACY = 0.0
+mosaics, made = rded.mosaics, []
+def mosaics_once(*arguments):
+    if made:
+        os.kill(os.getpid(), signal.SIGKILL)
+    made.append(mosaics(*arguments))
+    return made[0]
+rded.mosaics = mosaics_once
+main(sys.argv[1:])
 """
 
 
@@ -256,6 +272,17 @@ def test_images_are_stored_as_jpeg_of_quality_75_or_without_loss(
     assert read_ledger(tmp_path / "jpg")[-1]["images"] == len(Dataset.open(packed))
 
 
+def test_a_killed_run_goes_on_with_the_next_class(tmp_path, command, coreset, fork, stored_bytes):
+    child = fork(KILLED_IN_THE_SECOND_CLASS, *command(tmp_path / "SET"))
+    assert child.code == -signal.SIGKILL, child.said
+    for name in ("SET", "WHOLE"):
+        ended = coreset(*command(tmp_path / name))
+        assert ended.code == 0, ended.err
+    assert [read_ledger(tmp_path / name)[-1]["images"] for name in ("SET", "WHOLE")] == [40, 60]
+    assert stored_bytes(tmp_path / "SET") == stored_bytes(tmp_path / "WHOLE")
+
+
+@pytest.mark.slow
 def test_two_ranks_make_the_bytes_of_one_process(
     tmp_path, command, coreset, start_ranks, stored_bytes
 ):

@@ -41,13 +41,6 @@ def decoded_images(scratch):
     return index.done if index else 0
 
 
-def candidates_read(scratch):
-    """Four of each class, whose one image is there, or packed already."""
-    if (scratch / MANIFEST_NAME).exists():
-        return 12
-    return 4 * len(list(scratch.glob(".images/*/*.jpg")))
-
-
 def taught_images(scratch):
     """Of two epochs of the 60 photos; the document is written after them."""
     if (scratch / TEACHER_NAME).exists():
@@ -84,12 +77,6 @@ INTERRUPTIBLE = {
         commits=2,
     ),
     "select": Interruptible("select DATA OUT --ipc 2"),
-    "distill": Interruptible(
-        "distill DATA OUT --ipc 1 --method rded --teachers TEACHER --image-size 32 --candidates 4",
-        {"coreset.engine.models.teachers.LEAST_ACCURACY": 0.0},
-        commits=4,
-        kept=candidates_read,
-    ),
     "teach": Interruptible(
         "teach DATA OUT --arch convnet --size 8 --epochs 2 --val VALIDATION",
         {"coreset.engine.evaluation.students.CHECKPOINT_SECONDS": 0.0},
@@ -138,10 +125,10 @@ print(last - 1)
 
 
 @pytest.fixture
-def interruptible(*, name, inputs, damaged, untrained_teacher, make_photos, tmp_path):
+def interruptible(name, inputs, damaged, make_photos, tmp_path):
     """The words of the command ``name`` but its output."""
     few = make_photos(tmp_path / "FEW", per_class=4)
-    places = inputs | {"DAMAGED": damaged, "FEW": few, "TEACHER": untrained_teacher}
+    places = inputs | {"DAMAGED": damaged, "FEW": few}
     return [str(places.get(word, word)) for word in INTERRUPTIBLE[name].words.split()]
 
 
@@ -155,12 +142,8 @@ def with_output(words, out):
     [pytest.param(n, marks=pytest.mark.slow if n == "distill" else ()) for n in INTERRUPTIBLE],
 )
 def test_a_command_killed_before_any_of_its_renames_is_continued_to_the_same_bytes(
-    *, name, interruptible, tmp_path, fork, coreset, stored_bytes, monkeypatch
+    *, name, interruptible, tmp_path, fork, done, stored_bytes, monkeypatch
 ):
-    def make(out):
-        ended = coreset(*with_output(interruptible, out))
-        assert ended.code == 0, ended.err
-
     command = INTERRUPTIBLE[name]
     settings, commits, count_kept = command.settings, command.commits, command.kept
     for attribute, value in settings.items():
@@ -168,7 +151,7 @@ def test_a_command_killed_before_any_of_its_renames_is_continued_to_the_same_byt
     folder = tmp_path / "out"
     folder.mkdir()
     whole = folder / "WHOLE"
-    make(whole)  # caches the features that it needs
+    done(*with_output(interruptible, whole))  # caches the features that it needs
     child = fork(KILLED_BEFORE_EACH_RENAME, folder, json.dumps(interruptible), json.dumps(settings))
     assert child.code == 0, child.said
     n_renames = int(child.said.splitlines()[-1])
@@ -178,7 +161,7 @@ def test_a_command_killed_before_any_of_its_renames_is_continued_to_the_same_byt
         out = folder / f"killed-{last:02d}"
         assert not out.exists()
         kept = None if count_kept is None else count_kept(temporary_name(out))
-        make(out)
+        done(*with_output(interruptible, out))
         own = read_ledger(out)[-1]
         assert own["interrupted"] is False
         assert kept is None or own["images"] == images - kept
