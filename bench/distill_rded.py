@@ -40,7 +40,7 @@ PEER, FEW_AT_ONCE, OURS, TEACHER = (
     "published structure", "published, 5 crops a pass", "ours", "its forward passes"
 )  # fmt: skip
 SOURCES = ("imagenet-sample", "imagenette/train")
-CROPS_GOAL, SAME_GOAL, IPC = 3.0, 0.99, 10
+CROPS_GOAL, SAME_GOAL, IPC, WITHIN = 3.0, 0.99, 10, 0.05
 Ints = NDArray[np.int64]
 Choice = tuple[Tensor, Tensor]
 """Levels of the chosen crops, shape (n, 3, s, s), and their images."""
@@ -96,8 +96,8 @@ def _crops(options: Options, few: Candidates, about: Row) -> Iterator[Row]:
 
     def check(_out: Path) -> str:
         levels = normalise.levels(made[PEER]).permute(0, 1, 3, 4, 2)
-        apart = float((levels - made[OURS]).abs().max())
-        return "" if apart <= 1 else f"crops differ by {apart:.1f} levels"
+        apart = float((levels - made[OURS] / 256).abs().max())
+        return "" if apart <= WITHIN else f"crops differ by {apart:.2f} levels"
 
     entries = [
         _keeping(PEER, published, made),
@@ -133,8 +133,9 @@ def _synthesis(options: Options, few: Candidates, teacher: Teacher) -> Iterator[
     def ours() -> Choice:
         crops, losses = best_crops(task, teacher, few.ids, 0, own)
         ranked = np.argsort(losses, kind="stable")[: IPC * own.factor**2]
-        images = mosaics(crops[ranked], own.factor, own.image_size)
-        return torch.from_numpy(crops).permute(0, 3, 1, 2), torch.from_numpy(images)
+        tiles = ((crops[ranked] + 128) >> 8).astype(np.uint8)
+        images = mosaics(tiles, own.factor, own.image_size)
+        return torch.from_numpy(crops / 256).permute(0, 3, 1, 2), torch.from_numpy(images)
 
     def check(name: str, _out: Path) -> str:
         equal = same(made[name][0], made[PEER][0])
@@ -176,7 +177,7 @@ def _passes(teacher: Teacher, crops: NDArray[np.uint8], own: RdedParameters) -> 
 
 def same(ours: Tensor, theirs: Tensor) -> float:
     """Return the share of crops that are equal but for a level."""
-    return float(((ours - theirs).abs().amax(dim=(1, 2, 3)) <= 1).float().mean())
+    return float(((ours - theirs).abs().amax(dim=(1, 2, 3)) <= WITHIN).float().mean())
 
 
 def _candidates(source: Path, scratch: Path, n: int) -> Candidates:

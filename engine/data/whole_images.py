@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from coreset.engine.data.buffers import BatchMemory
@@ -146,14 +147,14 @@ class WholeImages:
 
 def cut_crops(
     reader: ShardReader, ids: Ints, stored_sizes: Ints, boxes: Ints, side: int, *, workers: int
-) -> Pixels:
-    """Decode each image once and resize its boxes to side x side: uint8 of shape (b, m, s, s, 3).
+) -> NDArray[np.uint16]:
+    """Decode each image once and resize its boxes to side x side: 256 * level, (b, m, s, s, 3).
 
     ``stored_sizes`` are width and height, int64 of shape (b, 2), ``boxes`` of shape (b, m, 4) as of
     `crop_into`. Raises ``ManifestError`` for the first image that cannot be read or decoded.
     """
     data, sizes = reader.fetch(ids), stored_sizes.tolist()
-    crops = np.empty((*boxes.shape[:2], side, side, 3), np.uint8)
+    crops = np.empty((*boxes.shape[:2], side, side, 3), np.uint16)
 
     def cut(row: int) -> None:
         width, height = sizes[row]

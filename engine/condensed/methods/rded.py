@@ -8,8 +8,8 @@ As github.com/LINs-lab/RDED ``synthesize/main.py`` and ``synthesize/utils.py`` (
 - Cross-entropy is a log-softmax in float64: theirs, the logarithm of a softmax in float32, ties
   crops at 0 and underflows to infinity.
 - Teachers get pixels with their own mean and std. The padding is 0 after that, as theirs is.
-- Crops are resized in integers and stay uint8, within one level of theirs. Theirs are normalised
-  and back before they are truncated.
+- Crops are resized in integers, judged within 0.03 levels of theirs, and rounded to be stored;
+  theirs are truncated after they were normalised and back.
 - A class with fewer images than candidates gives all it has; theirs takes those of the next class.
 - Equal losses keep the order of the draw.
 """
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from coreset.engine.models.teachers import Teacher
 
 Ints = NDArray[np.int64]
+Levels = NDArray[np.uint16]
+"""Pixels with their fractions: 256 times the levels of uint8."""
 _SMALLEST_TILE = 8
 _IMAGES_AT_ONCE = 20
 """Images whose crops are judged together."""
@@ -90,16 +92,17 @@ def _build(task: Task, teacher: "Teacher", parameters: RdedParameters, part: Par
         task.advance(ids.size)
     with task.spend("images"):
         ranked = np.argsort(losses, kind="stable")[: task.ipc * parameters.factor**2]
-        return mosaics(crops[ranked], parameters.factor, parameters.image_size)[None]
+        tiles = ((crops[ranked] + 128) >> 8).astype(np.uint8)
+        return mosaics(tiles, parameters.factor, parameters.image_size)[None]
 
 
 def best_crops(
     task: Task, teacher: "Teacher", ids: Ints, label: int, parameters: RdedParameters
-) -> tuple[Pixels, NDArray[np.float64]]:
-    """Return the surest crop of each image, uint8 of shape (b, s, s, 3), and its loss."""
+) -> tuple[Levels, NDArray[np.float64]]:
+    """Return the surest crop of each image, shape (b, s, s, 3), and its loss."""
     from coreset.engine.data.prefetch import prefetch
 
-    best, least = list[Pixels](), list[NDArray[np.float64]]()
+    best, least = list[Levels](), list[NDArray[np.float64]]()
     with closing(prefetch(_crop_batches(task, ids, label, parameters), 1)) as batches:
         for crops in batches:
             losses = crop_losses(teacher, crops, label, parameters.image_size)
@@ -109,28 +112,26 @@ def best_crops(
     return np.concatenate(best), np.concatenate(least)
 
 
-def crop_losses(teacher: "Teacher", crops: Pixels, label: int, size: int) -> NDArray[np.float64]:
-    """Compute the cross-entropy of a class, shape (b, m), of crops: uint8 (b, m, s, s, 3).
+def crop_losses(teacher: "Teacher", crops: Levels, label: int, size: int) -> NDArray[np.float64]:
+    """Compute the cross-entropy of a class, shape (b, m), of crops (b, m, s, s, 3).
 
     Crops lie in the middle of ``size`` pixels a side, surrounded by the teacher's mean colour.
     """
     import torch
-
-    from coreset.kernels.augment import unit_range
 
     device, side = teacher.orders.device, crops.shape[2]
     images = torch.from_numpy(crops).to(device).flatten(0, 1).permute(0, 3, 1, 2)
     colour = torch.tensor(teacher.mean, device=device)[:, None, None]
     shape, edge = (len(images), 3, size, size), (size - side) // 2
     padded = colour.expand(shape).contiguous(memory_format=torch.channels_last)
-    padded[:, :, edge : edge + side, edge : edge + side] = unit_range(images)
+    padded[:, :, edge : edge + side, edge : edge + side] = images.float() / (256 * 255)
     logits = teacher.logits(padded, size=size).double()
     return -logits.log_softmax(dim=1)[:, label].view(crops.shape[:2]).cpu().numpy()
 
 
 def _crop_batches(
     task: Task, ids: Ints, label: int, parameters: RdedParameters
-) -> Generator[Pixels]:
+) -> Generator[Levels]:
     """Cut the crops of some images at a time: squares of 8 to 100 % of an image's area."""
     from coreset.engine.data.geometry import Crops
     from coreset.engine.data.reader import ShardReader
