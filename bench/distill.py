@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 import tyro
 
-from coreset.bench.distill_rded import crops_rows, synthesis_rows
+from coreset.bench.distill_rded import class_rows, crops_rows
 from coreset.bench.docs import Block, Table, contender, if_present, machine, optional
 from coreset.bench.harness import Options, records_of
 
@@ -38,7 +38,7 @@ class DistillBench(Options):
         torch.set_num_threads(self.threads)
         parts = {
             "crops": partial(crops_rows, self, self.images),
-            "rded": partial(synthesis_rows, self, self.images),
+            "rded": partial(class_rows, self, self.images),
         }
         self.record_parts("distill", {part: parts[part] for part in self.part})
 

@@ -228,12 +228,12 @@ def _filter(source: _Samples, runs: _Runs, axis: Axis, target: _Samples, to_stri
 
 @inner
 def _store_tile(tile: _Samples, n: int, block: _Samples, left: int) -> None:
-    """Transpose vectors of ``tile`` to 32 rows of ``block``, 16 samples of uint8 at a time."""
-    by_vectors = n >= 16 and block.itemsize == 1
-    for i in range(0, n if by_vectors else 0, 16):
-        at = min(i, n - 16)
+    """Transpose vectors of ``tile`` to 32 rows of ``block``, 16 bytes of each at a time."""
+    step = 16 // block.itemsize
+    for i in range(0, n if n >= step else 0, step):
+        at = min(i, n - step)
         transpose_out(tile, at * LANES, block.reshape(-1), left + at, block.shape[1])
-    for i in range(0 if by_vectors else n):
+    for i in range(n if n < step else 0):
         for row in range(LANES):
             block[row, left + i] = tile[i * LANES + row]
 

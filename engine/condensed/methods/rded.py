@@ -91,9 +91,7 @@ def _build(task: Task, teacher: "Teacher", parameters: RdedParameters, part: Par
         crops, losses = best_crops(task, teacher, ids, label, parameters)
         task.advance(ids.size)
     with task.spend("images"):
-        ranked = np.argsort(losses, kind="stable")[: task.ipc * parameters.factor**2]
-        tiles = ((crops[ranked] + 128) >> 8).astype(np.uint8)
-        return mosaics(tiles, parameters.factor, parameters.image_size)[None]
+        return rounded_mosaics(crops, losses, task.ipc, parameters)[None]
 
 
 def best_crops(
@@ -147,6 +145,15 @@ def _crop_batches(
         for start in range(0, ids.size, _IMAGES_AT_ONCE):
             some = slice(start, start + _IMAGES_AT_ONCE)
             yield cut_crops(reader, ids[some], sizes[some], boxes[some], side, workers=workers)
+
+
+def rounded_mosaics(
+    crops: Levels, losses: NDArray[np.float64], ipc: int, parameters: RdedParameters
+) -> Pixels:
+    """Lay the best crops, in the order of their losses, into ``ipc`` images."""
+    ranked = np.argsort(losses, kind="stable")[: ipc * parameters.factor**2]
+    tiles = ((crops[ranked] + 128) >> 8).astype(np.uint8)
+    return mosaics(tiles, parameters.factor, parameters.image_size)
 
 
 def mosaics(tiles: Pixels, factor: int, size: int) -> Pixels:
