@@ -25,6 +25,7 @@ DOCUMENTS = (
     "docs/selection.md",
     "docs/concepts.md",
     "docs/protocols.md",
+    "docs/methods.md",
 )
 # Imported by name when blocks are made, because these modules import the renderer.
 BENCHMARKS = (
@@ -39,6 +40,7 @@ BENCHMARKS = (
     "protocol_values",
     "student_study",
     "distilled_study",
+    "systems",
     "misratio",
     "pixels",
     "dynamics",

@@ -39,13 +39,14 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "overlap": ("SET SET ...", "overlap", "Overlap", "how many images coresets share, by class"),
     "ingest": ("LIST SET", "ingest", "Ingest", "a list of samples that others chose, as a coreset"),
     "distill": ("DATA SET", "distill", "Distill", "build a synthetic set (k-means centroids)"),
+    "methods": ("[NAME]", "methods", "Methods", "the systems of the study, how to get their sets"),
     "teach": ("DATA TEACHER", "teach", "Teach", "train a teacher, whose outputs label images"),
     "train": ("SET VAL RESULTS", "train", "Train", "train students on a condensed set"),
     "protocols": ("show NAME", "protocols", "Protocols", "every value of a protocol, its source"),
     "measure": ("SET VAL RESULTS", "measure", "Measure", "representativeness, diversity of a set"),
     "export": ("SET|DATA OUT", "export", "Export", "images or lists for other programs"),
     "report": ("RESULTS HTML", "report", "Report", "tables, plots and image grids in one file"),
-    "cost": ("SET", "cost", "Cost", "what it cost to construct a set, along its inputs"),
+    "cost": ("SET ...", "cost", "Cost", "what it cost to construct sets, along their inputs"),
     "ls": ("[DIR]", "ls", "List", "the artifacts in a folder"),
 }  # fmt: skip
 DONE = 0

@@ -188,10 +188,15 @@ class StageCost:
         return self.images / self.wall_seconds if self.wall_seconds > 0 else 0.0
 
 
+def distinct_runs(lines: Iterable[Line]) -> list[Line]:
+    """Return whole lines of a ledger; one that was inherited along two ways comes once."""
+    return list({_key(line): line for line in lines_with(lines, *_SUMMED)}.values())
+
+
 def construction_cost(lines: Iterable[Line]) -> list[StageCost]:
     """Sum the lines of a ledger by (artifact, stage); one inherited along two ways counts once."""
     groups: dict[tuple[str, str], list[Line]] = defaultdict(list)
-    for line in {_key(line): line for line in lines_with(lines, *_SUMMED)}.values():
+    for line in distinct_runs(lines):
         groups[line.get("artifact", ""), line["stage"]].append(line)
     summed = ("wall_seconds", "cpu_seconds", "images")
     return [

@@ -1,7 +1,7 @@
 """A condensed set on disk: ``set.json`` beside ``ids.npy`` (a coreset) or beside packed shards."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +45,8 @@ class SetInfo:
     n_classes: int
     ipc: int
     per_class: tuple[int, ...]
+    origin: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Of a set that others made: layout, slots, address, licence ...; its source may be unknown."""
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 
@@ -60,7 +62,7 @@ class SetInfo:
     @staticmethod
     def read(directory: Path) -> "SetInfo":
         """Read ``set.json``."""
-        path, remedy = directory / SET_NAME, "make one with `coreset select` or `coreset distill`"
+        path, remedy = directory / SET_NAME, "make one with `coreset select`, `distill` or `ingest`"
         if not directory.exists():
             raise missing(directory, remedy)
         if not path.is_file():
@@ -198,14 +200,18 @@ def write_set(
     method: str,
     parameters: Mapping[str, Any],
     seed: int,
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
     """Describe a set in an artifact in the making, and bind it to the data set it condenses.
 
-    ``ids`` are the samples of a coreset, ascending; None for a distilled set.
+    ``ids`` are the samples of a coreset, ascending; None for a set of images of its own, which are
+    packed in the artifact. ``dataset`` is what it condenses, or those images if nobody knows.
     """
     manifest, n_classes = dataset.manifest, len(dataset.classes)
+    is_unknown = dataset.path == work.scratch
     if ids is None:
-        per_class = (int(parameters["ipc"]),) * n_classes
+        images = Dataset.open(work.scratch)
+        per_class = _per_class(images, np.arange(len(images)))
     else:
         np.save(work.scratch / IDS_NAME, ids, allow_pickle=False)
         per_class = _per_class(dataset, ids)
@@ -215,11 +221,12 @@ def write_set(
         parameters=parameters,
         seed=seed,
         source_name=manifest.name,
-        source_identity=manifest.identity,
-        source_content=manifest.content,
+        source_identity="" if is_unknown else manifest.identity,
+        source_content="" if is_unknown else manifest.content,
         n_classes=n_classes,
         ipc=int(parameters.get("ipc", max(per_class))),
         per_class=per_class,
+        origin=origin or {},
     )
     write_atomically(work.scratch / SET_NAME, json_bytes(asdict(info)))
     binds = {"identity": manifest.identity, "content": manifest.content}

@@ -1,12 +1,13 @@
 """Condensed sets that others made, read as lists of samples of a packed data set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.tables.sample_names import read_list
 
@@ -32,3 +33,12 @@ def read_ids(path: Path, dataset: Dataset) -> NDArray[np.int64]:
     """Read a condensed set that others made by the importer of its path."""
     importer = next(known for known in reversed(IMPORTERS.values()) if known.accepts(path))
     return importer.read(path, dataset)
+
+
+def unequal_classes(src: Path, classes: Sequence[str], sizes: NDArray[np.int64]) -> UsageError:
+    """Make the error of a set with more images of some classes than of others."""
+    few, many = int(sizes.argmin()), int(sizes.argmax())
+    return UsageError(
+        f"every class must have as many images in {src}, got {sizes[few]} of class {classes[few]} "
+        f"and {sizes[many]} of {classes[many]}; mend the list or the set, or use --allow-short"
+    )

@@ -23,7 +23,7 @@ from coreset.shards.format.dataset import MANIFEST_NAME, Dataset
 from coreset.shards.format.files import write_atomically
 from coreset.shards.packing.pack import list_path, pack
 from coreset.shards.packing.plan import Plan
-from coreset.shards.sources.base import SourceOptions
+from coreset.shards.sources.base import Source, SourceOptions
 from coreset.shards.sources.detect import find_folder
 
 JPEG_QUALITY = 75
@@ -49,6 +49,7 @@ def make_images(
             for name, spent in seconds.items():
                 task.seconds[name] = task.seconds.get(name, 0.0) + spent
     if ranks.is_main:
+        meter.notes["ranks"] = ranks.world
         meter.notes["parts"] = {name: round(spent, 3) for name, spent in task.seconds.items()}
         packed = work.scratch / ".packed"
         if folder.is_dir():
@@ -99,15 +100,29 @@ def _write(files: list[Path], images: Pixels) -> None:
 
 def pack_folder(folder: Path, out: Path, dataset: Dataset) -> None:
     """Pack a folder per class, whose classes are those of ``dataset``, into ``out``."""
-    meter = Meter("distill", "")  # the images count once, when they are read or built
     source = find_folder(folder, SourceOptions(only=dataset.classes))  # whatever they are called
+    # The images count once, when they are read or built.
+    pack_images(source, out, name=dataset.manifest.name, meter=Meter("distill", ""))
+
+
+def pack_images(
+    source: Source,
+    out: Path,
+    *,
+    name: str,
+    meter: Meter,
+    workers: int = 1,
+    listed: Path | None = None,
+) -> None:
+    """Pack the images of a set, whose bytes are kept, in the order of classes and slots."""
     plan = Plan(
         source=source,
         labels=source.labels,
         samples_per_shard=_SAMPLES_PER_SHARD,
-        name=dataset.manifest.name,
+        name=name,
         split="distilled",
         settings={"order": "source"},
     )
     with progress("pack", len(source)) as bar:
-        pack(plan, out, workers=1, listed=list_path(out), observer=Account(meter, bar, None))
+        account = Account(meter, bar, None)
+        pack(plan, out, workers=workers, listed=listed or list_path(out), observer=account)

@@ -7,14 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coreset.engine.condensed.condensed_set import CondensedSet
+from coreset.engine.condensed.imported import LEAST_SPREAD
 
 if TYPE_CHECKING:
     from coreset.engine.models.features import FeatureSpec
 
 SIDE = 224
 """Pixels of the squares that images are squashed to before they are looked at."""
-LEAST_SPREAD = 5.0
-"""Standard deviation of the grey levels below which an image is of nearly one colour."""
 LEAST_SHARPNESS = 100.0
 """Variance of the Laplacian of the grey levels below which an image has no sharp edges
 (Pech-Pacheco et al., ICPR 2000; the limit is the usual one among users of OpenCV)."""

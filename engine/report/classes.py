@@ -176,7 +176,8 @@ def data_grids(
     """
     by_identity: dict[str, dict[str, FoundSet]] = defaultdict(dict)
     for entry in evidence.sets:  # sorted by IPC and seed within a method
-        identity = entry.condensed.info.source_identity
+        # Nobody knows from which packing the images of others come.
+        identity = entry.condensed.info.source_identity or entry.reported.data
         by_identity[identity].setdefault(entry.reported.method, entry)
     known = [entry for entry in evidence.scores if not entry.table.suffix]
     scores = {entry.table.dataset.manifest.identity: entry for entry in reversed(known)}

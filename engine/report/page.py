@@ -59,6 +59,7 @@ def render(
     notices = [*evidence.notices, *unexplained]
     shown = {
         "accuracy": tables.accuracy_table(compared),
+        "taxonomy": tables.taxonomy_table(sets.values()),
         "metrics": tables.metric_table(measured),
         "cost": tables.cost_table(costs, sets),
         "sets": tables.set_table(rows, sets.values(), evidence.balances),

@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from coreset.engine.artifacts.ledger import Line, StageCost, largest, lines_with, total_wall_seconds
+from coreset.engine.condensed.systems import SYSTEMS, system_of
 from coreset.engine.evaluation.metrics import METRICS, PAIRS
 from coreset.engine.report.results import Comparison, plus_minus
 from coreset.engine.report.sets import Measurement, ReportedSet, Row, method_order
@@ -78,6 +79,25 @@ def _accuracy_row(comparison: Comparison, methods: Sequence[str]) -> tuple[str |
         str(setting.ipc),
         *cells.values(),
     )
+
+
+def taxonomy_table(sets: Iterable[ReportedSet]) -> Table:
+    """Say of the systems of the study that sets belong to what each of them needs."""
+    columns = {
+        "family": "family",
+        "needs the full data": "needs_full_data",
+        "generative model": "generative_use",
+        "classifier": "classifier",
+        "cost grows with IPC": "grows_with_ipc",
+        "new data ask for": "new_data_needs",
+    }
+    present = {system_of(entry.method) for entry in sets}
+    rows = (
+        (name, *(getattr(system, field) for field in columns.values()))
+        for name, system in SYSTEMS.items()
+        if name in present
+    )
+    return Table("What each method needs", ("method", *columns), (), rows)
 
 
 def metric_table(measured: Sequence[Measurement]) -> Table:

@@ -73,6 +73,7 @@ def make_scores(setup: Setup, out: Path) -> ArtifactWriter:
         work = ranks.run_on_main(start, patient=True)  # makes features that are missing
         if ranks.run_on_main(lambda: not (work.done or _is_finished(work.scratch))):
             work.meter.bytes_read = setup.bytes_read()
+            work.meter.notes["ranks"] = ranks.world
             _fill(work, setup)
     return work
 

@@ -1,93 +1,233 @@
-"""``coreset ingest``: make a coreset of a list of samples that others chose."""
+"""``coreset ingest``: take in a condensed set that others made, as images or as a list."""
 
 import hashlib
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from numpy.typing import NDArray
 
+from coreset.engine.artifacts.pack_inputs import spool_of
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.writer import create_artifact
+from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact, require_output
 from coreset.engine.condensed.condensed_set import SetInfo, write_set
-from coreset.engine.condensed.importers import read_ids
+from coreset.engine.condensed.imported import (
+    ImportOptions,
+    find_images,
+    images_digest,
+    notes_on,
+    set_origin,
+)
+from coreset.engine.condensed.importers import read_ids, unequal_classes
 from coreset.engine.runtime.fields import require_at_least
-from coreset.engine.stages.options import Result, SetPath
+from coreset.engine.stages.options import Decoding, Flat, Result, SetPath, SourcePath
 from coreset.shards.errors import UsageError
+from coreset.shards.format.classes import class_list, recognise
 from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import missing, sha256_of_file
+from coreset.shards.layouts import FOLDERS, LAYOUTS, PARQUET, TENSORS, LaidSet
+from coreset.shards.packing.pack import list_path, thread_count
+from coreset.shards.sources.parquet import is_parquet
 
 _METHOD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
-ListPath: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LIST")]
+_LAYOUTS = (*LAYOUTS, FOLDERS, PARQUET, TENSORS)
+DEFAULT = Decoding()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ingest:
-    """Make a coreset of the samples that a list names.
+    """Take in a condensed set that others made: images of any released layout, or a list.
 
-    LIST is a .npy array of sample ids, a table (.csv, .tsv, .json, .parquet), or a text file of one
-    sample a line. A sample is named by id, sample key, source path, a longer path that ends in one,
-    or a file name that only one has; in a table, by the column path, key or id, or the only one
-    that names samples.
+    SRC is a folder, tar or parquet file of images, whose classes and slots its paths tell; their
+    bytes are kept. Or a list of samples of --data: a .npy array of ids, a table (.csv, .tsv, .json,
+    .parquet), or a text file of one sample a line. A sample is named by id, sample key, source
+    path, a longer path that ends in one, or a file name that only one has; in a table, by the
+    column path, key or id, or the only one that names samples. For example:
+
+    coreset ingest FADRM_PLUS SET --classes imagenette --method fadrm+
     """
 
-    listed: ListPath
-    """The list; ids are those of --data and of no other packing of the same images."""
+    src: SourcePath
+    """The images, or the list; ids are those of --data and of no other packing of its images."""
     condensed: SetPath
-    """Directory to make: the ids and how they came about, as `coreset select` makes it."""
-    data: Path
-    """Packed data set that the list is of."""
-    method: str = "listed"
-    """Name in tables."""
+    """Directory to make, as `coreset select` and `coreset distill` make it."""
+    data: Path | None = None
+    """Packed data set: of a list, what it is of; of images, what they condense."""
+    method: str | None = None
+    """Name in tables; default: listed, or what the layout tells."""
     seed: int = 0
-    """Seed that the list was drawn with, for the tables."""
+    """Seed that the set was made with, for the tables."""
+    layout: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar=f"{{{','.join(_LAYOUTS)}}}",
+            help="Layout of images; default: recognised. "
+            + " ".join(f"{name}: {one.path}." for name, one in LAYOUTS.items())
+            + f" {FOLDERS}: a folder per class. {PARQUET}: as on the Hugging Face Hub. {TENSORS}: "
+            "a .pt file of images and labels, only if named.",
+        ),
+    ] = None
+    classes: str = ""
+    """Classes to take, and what numbers of classes stand for: imagenet1k, imagenet100, imagenette,
+    or a file that lists them. Default: those of --data, or as many as ImageNet-1K, ImageNet-100 or
+    ImageNette has. Part of a set of ImageNet-1K is marked as such."""
+    order: Literal["sorted", "cmc", "text"] = "sorted"
+    """Order in which classes are numbered: by WordNet id; as the list of CMC for ImageNet-100; or
+    as sorted folders 0, 1, 10, 100 ..."""
+    replica: str = ""
+    """Folder of the set to take, where SRC holds several: dataset_1, or one by its IPC."""
+    ipc: int | None = None
+    """First images of each class to take; default: all."""
+    teacher: str | None = None
+    """Classifier to check the order of classes with: NAME=FILE, or a folder of `coreset teach`."""
+    address: str = ""
+    """Where the set was found, for the record."""
+    licence: str = ""
+    """Its licence, for the record."""
     allow_short: bool = False
-    """Take a list with more samples of some classes than of others; its IPC is the largest."""
+    """Take a set with more images of some classes than of others; its IPC is the largest."""
+    decoding: Flat[Decoding] = DEFAULT
 
     def __post_init__(self) -> None:
         require_at_least("seed", self.seed, 0)
-        if not _METHOD.fullmatch(self.method):
+        thread_count(self.decoding.workers)
+        if self.ipc is not None:
+            require_at_least("ipc", self.ipc, 1)
+        if self.layout is not None and self.layout not in _LAYOUTS:
+            raise UsageError(f"layout must be one of {', '.join(_LAYOUTS)}, got {self.layout}")
+        if self.method is not None and not _METHOD.fullmatch(self.method):
             raise UsageError(
                 f"method must be letters, digits and . + _ -, got {self.method!a}; name it shortly"
             )
 
     def run(self) -> Result:
-        """Find the samples, check the counts of the classes, publish the ids."""
-        dataset = Dataset.open(self.data)
-        ids = read_ids(self.listed, dataset)
+        """Find the images or samples, check the counts of the classes, publish the set."""
+        if not self.src.exists():
+            raise missing(self.src, "name a folder, tar or parquet file of images, or a list")
+        is_tar = self.src.suffix == ".tar"
+        if self.layout or self.src.is_dir() or is_tar or is_parquet(self.src):
+            require_output(self.condensed)
+            try:
+                return self._images()
+            finally:
+                shutil.rmtree(spool_of(self.condensed), ignore_errors=True)
+        if self.data is None:
+            raise UsageError(f"{self.src} is a list of samples; name their data set with --data")
+        return self._listed(Dataset.open(self.data))
+
+    def _listed(self, dataset: Dataset) -> Result:
+        ids, method = read_ids(self.src, dataset), self.method or "listed"
         digest = hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()[:12]
-        parameters = self._checked_counts(dataset, dataset.labels[ids]) | {"ids": digest}
+        sizes = np.bincount(dataset.labels[ids], minlength=len(dataset.classes))
+        parameters: dict[str, Any] = {"ipc": int(sizes.max())}
+        if sizes.min() < sizes.max():
+            if not self.allow_short:
+                raise unequal_classes(self.src, dataset.classes, sizes)
+            parameters |= {"allow_short": True}
+        parameters |= {"ids": digest}
         # The ids and not the name of the list: the same samples make the same set.
-        config = {"method": self.method, "seed": self.seed, "ids": digest}
-        origin = Provenance.read(self.data).as_input("data", self.data, self.condensed)
-        provenance = Provenance(kind="set", stage="ingest", config=config, inputs=(origin,))
-        with create_artifact(self.condensed, provenance, inputs=[self.data]) as work:
+        config = {"method": method, "seed": self.seed, "ids": digest}
+        provenance = self._provenance(config)
+        with create_artifact(self.condensed, provenance, inputs=self._inputs) as work:
             if not work.done:
-                write_set(
-                    work, dataset, ids, method=self.method, parameters=parameters, seed=self.seed
-                )
+                write_set(work, dataset, ids, method=method, parameters=parameters, seed=self.seed)
                 work.meter.images = ids.size
+        return self._result(work, f"{ids.size:,} of {len(dataset):,} images", [])
+
+    def _images(self) -> Result:
+        dataset = None if self.data is None else Dataset.open(self.data)
+        spool = spool_of(self.condensed)
+        options = ImportOptions(
+            src=self._as_folder(spool), classes=self._classes(dataset), order=self.order,
+            layout="rded" if self.layout == TENSORS else self.layout, replica=self.replica,
+            ipc=self.ipc, allow_short=self.allow_short,
+        )  # fmt: skip
+        laid = find_images(options, spool)
+        known = LAYOUTS.get(laid.layout)
+        method = self.method or ("imported" if known is None else known.method)
+        told = {"method": method, "address": self.address, "licence": self.licence}
+        if self.src.is_file():
+            told["archive_sha256"] = sha256_of_file(self.src)
+        origin = set_origin(laid, told)
+        sizes = np.bincount(laid.source.labels)
+        config = {"seed": self.seed, "images": images_digest(laid.source), **origin}
+        notes = [f"layout {laid.layout}", *laid.source.skipped]
+        with create_artifact(self.condensed, self._provenance(config), inputs=self._inputs) as work:
+            if not work.done:
+                notes += self._make(work, laid, dataset, origin, int(sizes.max()))
+        n, n_classes = len(laid.source), len(laid.source.classes)
+        return self._result(work, f"{n:,} images of {n_classes:,} classes", notes)
+
+    def _make(
+        self,
+        work: ArtifactWriter,
+        laid: LaidSet,
+        dataset: Dataset | None,
+        origin: dict[str, Any],
+        ipc: int,
+    ) -> list[str]:
+        from coreset.engine.condensed.synthesis import pack_images
+
+        name = recognise(laid.source.classes) or self.src.stem
+        pack_images(
+            laid.source,
+            work.scratch,
+            name=name if dataset is None else dataset.manifest.name,
+            meter=work.meter,
+            workers=thread_count(self.decoding.workers),
+            listed=list_path(self.condensed),
+        )
+        images = Dataset.open(work.scratch)
+        notes = [*notes_on(images), *self._checked_order(images, laid)]
+        parameters = {"ipc": ipc, **{n: origin[n] for n in ("replica", "slots") if n in origin}}
+        write_set(
+            work, dataset or images, None, method=origin["method"], parameters=parameters,
+            seed=self.seed, origin=origin,
+        )  # fmt: skip
+        return notes
+
+    def _checked_order(self, images: Dataset, laid: LaidSet) -> list[str]:
+        if self.teacher is None:
+            return []
+        from coreset.engine.condensed.class_order import checked_order
+
+        note = checked_order(
+            self.teacher, images, laid, order=self.order, open_stream=self.decoding.stream,
+            device=self.decoding.resolved_device(),
+        )  # fmt: skip
+        return [note]
+
+    def _as_folder(self, spool: Path) -> Path:
+        if self.layout != TENSORS:
+            return self.src
+        from coreset.engine.condensed.tensor_sets import write_tensor_images
+
+        shutil.rmtree(spool, ignore_errors=True)
+        write_tensor_images(self.src, spool)
+        return spool
+
+    def _classes(self, dataset: Dataset | None) -> tuple[str, ...]:
+        if self.classes:
+            return class_list(self.classes)
+        return () if dataset is None else dataset.classes
+
+    @property
+    def _inputs(self) -> list[Path]:
+        return [] if self.data is None else [self.data]
+
+    def _provenance(self, config: dict[str, Any]) -> Provenance:
+        inputs = {} if self.data is None else {"data": self.data}
+        recorded = Provenance.inputs_of(self.condensed, inputs)
+        return Provenance(kind="set", stage="ingest", config=config, inputs=recorded)
+
+    def _result(self, work: ArtifactWriter, what: str, notes: list[str]) -> Result:
         info, how = SetInfo.read(self.condensed), "are there already" if work.done else "taken"
         fewest = min(info.per_class)
         each = str(info.ipc) if fewest == info.ipc else f"{fewest} to {info.ipc}"
-        made = f"{ids.size:,} of {len(dataset):,} images ({info.method}, {each} a class)"
+        made = f"{what} ({info.method}, {each} a class) {how}: {self.condensed}"
         next_line = f"next: coreset train {self.condensed} VAL RESULTS"
-        data = {"set": str(self.condensed), "images": ids.size}
-        return Result((f"{made} {how}: {self.condensed}", next_line), data)
-
-    def _checked_counts(self, dataset: Dataset, labels: NDArray[np.int64]) -> dict[str, Any]:
-        """Return the parameters that the counts of the classes make, or refuse unequal ones."""
-        per_class = np.bincount(labels, minlength=len(dataset.classes))
-        few, many = int(per_class.argmin()), int(per_class.argmax())
-        parameters = {"ipc": int(per_class[many])}
-        if per_class[few] == per_class[many]:
-            return parameters
-        if self.allow_short:
-            return parameters | {"allow_short": True}
-        raise UsageError(
-            f"every class must have as many samples in {self.listed}, got {per_class[few]} of "
-            f"class {dataset.classes[few]} and {per_class[many]} of {dataset.classes[many]}; mend "
-            "the list or use --allow-short"
-        )
+        data = {"set": str(self.condensed), "images": sum(info.per_class)}
+        return Result((*notes, made, next_line), data)

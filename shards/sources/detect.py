@@ -77,15 +77,13 @@ def find_folder(root: Path, options: SourceOptions = DEFAULTS) -> Source:
     if options.only is None:  # the user's own list may call a class "train"
         require_classes(sorted(names), root, holds_folders=lambda name: _holds_folders(root / name))
     for name in options.chosen(names, root, advice=lambda name: what_to_name(root, root / name)):
-        files = sorted(_files_below(finder, name, ()))  # by their keys, then by their paths
+        files = sorted(files_below(finder, name, ()))  # by their keys, then by their paths
         finder.add(finder.images(name, files, "fill it or remove the folder"))
     finder.skip(len(visible) - len(names), f"files of {root} that lie in no class folder")
     return finder.source(partial(FileContents, root))
 
 
-def _files_below(
-    finder: Finder, name: str, parents: tuple[tuple[int, int], ...]
-) -> Iterator[Found]:
+def files_below(finder: Finder, name: str, parents: tuple[tuple[int, int], ...]) -> Iterator[Found]:
     """Yield the files below a folder of the root; ``parents`` are those above, to find a cycle."""
     folder = finder.place / name
     status = folder.stat()
@@ -97,7 +95,7 @@ def _files_below(
     for entry in visible:
         entry_name = f"{name}/{entry.name}"
         if entry.is_dir():
-            yield from _files_below(finder, entry_name, (*parents, here))
+            yield from files_below(finder, entry_name, (*parents, here))
         elif entry.is_file():
             class_name, key, file = name.partition("/")[0], sample_key(entry_name), entry.stat()
             yield Found(class_name, key, entry_name, file.st_size, file.st_mtime_ns)

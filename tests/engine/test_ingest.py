@@ -137,7 +137,7 @@ def test_a_bad_list_makes_nothing(packed, tmp_path, lines, message):
 @pytest.mark.parametrize("method", ["", "a b", "<b>", "-x"])
 def test_a_method_is_a_plain_name(packed, tmp_path, method):
     with pytest.raises(UsageError, match="method must be letters"):
-        Ingest(listed=tmp_path / "x", condensed=tmp_path / "SET", data=packed, method=method)
+        Ingest(src=tmp_path / "x", condensed=tmp_path / "SET", data=packed, method=method)
 
 
 def test_an_importer_is_registered_in_one_place(packed, tmp_path, monkeypatch):

@@ -66,11 +66,12 @@ def test_distinct_runs_of_one_stage_of_one_artifact_are_summed():
 
 def test_cost_prints_a_row_per_stage_and_the_sum(tmp_path, done):
     append_lines(tmp_path, SET_LINES)
-    _, pack, score, select, total = done("cost", tmp_path)
+    _, pack, score, select, parts, total = done("cost", tmp_path)
     assert pack.split()[:2] == ["pack", "1"]
     for text in ("2 (1 interrupted)", "1 min 00 s", "2.0 GiB"):
         assert text in score
     assert (select.split()[0], select.split()[-2:]) == ("select", ["-", "cpu"])
+    assert parts == "by part: assets 10.0 s, passes 1 min 00 s, classes 0.50 s, images 0.00 s"
     assert total == f"construction cost of {tmp_path}: 1 min 10 s wall time"
     record = json.loads(done("cost", tmp_path, "--json")[0])
     assert record["wall_seconds"] == 70.5

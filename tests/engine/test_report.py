@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import math
+import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -180,6 +181,14 @@ def test_the_markdown_table_marks_the_best_and_those_within_noise(page):
     assert cells["kmeans"].startswith("*57.2 ± 0.8*")
     assert cells["random"].startswith("45.0 ± 1.0")
     assert rule[header.index("IPC")] == "--:"
+
+
+def test_what_the_methods_need_is_told_of_those_that_are_there(page):
+    text = page.read_text()
+    table = text.partition("<caption>What each method needs</caption>")[2].partition("</table>")[0]
+    rows = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in table.split("</tr>")[1:-1]]
+    assert [row[0] for row in rows] == ["AUM", "Random"]  # and nothing of k-means, nobody's system
+    assert rows[0][1:] == ["coreset", "yes", "none", "full data", "no", "classifier"]
 
 
 def test_a_metric_that_does_not_exist_is_a_dash_on_the_page_and_empty_in_the_csv(page):

@@ -332,6 +332,7 @@ REFUSED = {
         ("PHOTOS OUT", "html"),
     ],
     "cost": [("PHOTOS", "has no ledger; name the output"), ("none", "does not exist; name")],
+    "methods": [("minmax", "name must be a system of the study, got minmax; near it: Minimax")],
     "ls none": [("", "is not a folder")],
     "dance": [("", "verb must be one of demo, doctor, ")],
     "export": [
