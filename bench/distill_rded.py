@@ -38,7 +38,7 @@ from coreset.shards.format.dataset import Dataset
 PEER, OURS, PASSES = "published structure", "ours", "its forward passes"
 SOURCES = "imagenet-sample", "imagenette/train"
 CROPS_GOAL, SAME_GOAL, WITHIN_LEVELS = 3.0, 0.99, 0.05
-IPC, PARAMETERS = 10, RdedParameters()
+IPC, PARAMETERS = 1, RdedParameters()
 SIDE = PARAMETERS.image_size // PARAMETERS.factor
 PASS_IMAGES = 20
 
