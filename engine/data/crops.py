@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from coreset.engine.data.geometry import Box, Ints, Pixels
@@ -34,8 +35,11 @@ def crops_on_cpu(images: Tensor, boxes: Tensor, side: int, *, workers: int) -> T
     return torch.from_numpy(crops).permute(0, 3, 1, 2)
 
 
-def crop_into(out: Pixels, image_hwc: Pixels, box: Ints) -> None:
-    """Resize the region ``box`` (int64 of shape (4,)) to the whole of ``out``, shape (s, s, 3)."""
+def crop_into(out: NDArray[Any], image_hwc: Pixels, box: Ints) -> None:
+    """Resize the region ``box`` (int64 of shape (4,)) to the whole of ``out``, shape (s, s, 3).
+
+    ``out`` is uint8, or uint16 for 256 times the levels with their fractions.
+    """
     side = len(out)
     resize(image_hwc, side, side, region=cast("Box", tuple(box.tolist())), out=out)
 

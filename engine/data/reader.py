@@ -149,6 +149,10 @@ class ShardReader(AbstractContextManager["ShardReader"]):
         shard = self._dataset.manifest.shards[self._shards[sample]].name
         return f"{shard}:{self._offsets[sample]}:{self._dataset.samples['key'][sample].as_py()}"
 
+    def undecodable(self, sample: int, error: ValueError) -> ManifestError:
+        """Make the error of a sample that cannot be decoded."""
+        return self._error(sample, f"({error}) cannot be decoded")
+
     def _error(self, sample: int, message: str) -> ManifestError:
         remedy = f"run `coreset verify {self._dataset.path}`"
         return ManifestError(f"{self.name_of(sample)} {message}; {remedy}")

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from coreset.engine.data.buffers import BatchMemory
@@ -25,7 +26,7 @@ from coreset.engine.runtime.progress import say
 from coreset.engine.runtime.text import readable_bytes
 from coreset.kernels.augment import shuffled_patches
 from coreset.kernels.seeds import Stream, derived_seed, patch_orders
-from coreset.shards.errors import ManifestError, UsageError
+from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.images.probe import as_rgb, opened
 
@@ -137,12 +138,35 @@ class WholeImages:
         try:
             image = decode_whole(data, (int(self._widths[sample]), int(self._heights[sample])))
         except ValueError as error:
-            name, remedy = self._reader.name_of(sample), f"run `coreset verify {self.dataset.path}`"
-            raise ManifestError(f"{name} ({error}) cannot be decoded; {remedy}") from error
+            raise self._reader.undecodable(sample, error) from error
         image.flags.writeable = False
         if self._keeps:
             self._kept[sample] = image
         return image
+
+
+def cut_crops(
+    reader: ShardReader, ids: Ints, stored_sizes: Ints, boxes: Ints, side: int, *, workers: int
+) -> NDArray[np.uint16]:
+    """Decode each image once and resize its boxes to side x side: 256 * level, (b, m, s, s, 3).
+
+    ``stored_sizes`` are width and height, int64 of shape (b, 2), ``boxes`` of shape (b, m, 4) as of
+    `crop_into`. Raises ``ManifestError`` for the first image that cannot be read or decoded.
+    """
+    data, sizes = reader.fetch(ids), stored_sizes.tolist()
+    crops = np.empty((*boxes.shape[:2], side, side, 3), np.uint16)
+
+    def cut(row: int) -> None:
+        width, height = sizes[row]
+        try:
+            image = decode_whole(data[row], (width, height))
+        except ValueError as error:
+            raise reader.undecodable(int(ids[row]), error) from error
+        for crop, box in zip(crops[row], boxes[row], strict=True):
+            crop_into(crop, image, box)
+
+    for_each(cut, ids.size, workers=workers)
+    return crops
 
 
 def decode_whole(data: bytes, stored_size: tuple[int, int]) -> Pixels:

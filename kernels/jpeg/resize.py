@@ -9,7 +9,7 @@ pixels, they have 24 bits. All arithmetic is integer: the same bytes on every ma
 box.
 """
 
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,9 @@ from coreset.kernels.jpeg.triangle import LONG_ONE, SHORT_ONE, Axis, axis_of, is
 
 Box: TypeAlias = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels; right and bottom excluded."""
-_Samples: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
+_Samples: TypeAlias = NDArray[np.uint8 | np.uint16]
 
+_OUTPUTS = np.dtype(np.uint8), np.dtype(np.uint16)
 _STRIP = 384  # samples of a row that are filtered at a time: 32 such rows fit in the L1 cache
 _STRIP_STRIDE = _STRIP + LANES  # no power of two, or the rows would share cache sets
 _TILE = 64  # output pixels of the horizontal pass between two transpositions
@@ -62,8 +63,8 @@ def resize(
     *,
     box: Box | None = None,
     region: Box | None = None,
-    out: NDArray[np.uint8] | None = None,
-) -> NDArray[np.uint8]:
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]:
     """Resize an image or a region of it, or compute a box of the resized image only.
 
     Thread safe; releases the interpreter. The first call compiles (`warm_up`).
@@ -75,7 +76,8 @@ def resize(
         box: Output pixels to compute, equal to this crop of the full result. None: all.
         region: Part of the image to resize as if it were a copy. None: the whole image. Where
             ``image_hwc`` is itself the `reach` of a larger image, the region may go beyond it.
-        out: C-contiguous buffer of the result's shape to write to; a new array if None.
+        out: C-contiguous buffer of the result's shape to write to: uint8, or uint16 for 256 times
+            the levels with their fractions. A new array of uint8 if None.
 
     Raises:
         ValueError: An argument of another type or shape, or a box or region outside its image.
@@ -94,10 +96,10 @@ def resize(
     shape = (box[3] - box[1], box[2] - box[0], channels)
     if out is None:
         out = np.empty(shape, np.uint8)
-    if (out.dtype, out.shape) != (np.uint8, shape) or not out.flags.carray:
+    if out.dtype not in _OUTPUTS or out.shape != shape or not out.flags.carray:
         raise ValueError(
-            f"out must be C-contiguous, writeable uint8 of shape {shape}, got {out.dtype} of "
-            f"{out.shape}; pass a whole array or batch[i]"
+            f"out must be C-contiguous, writeable uint8 or uint16 of shape {shape}, got "
+            f"{out.dtype} of {out.shape}; pass a whole array or batch[i]"
         )
     # Read-only views of a plain array: one type, so one compilation, for whatever the caller has.
     rows = _wide_rows(image_hwc)
@@ -144,7 +146,7 @@ def _require_inside(name: str, box: Box, width: int, height: int) -> None:
 
 
 @kernel
-def _resample(image: NDArray[np.uint8], job: _Job, out: NDArray[np.uint8]) -> None:
+def _resample(image: NDArray[np.uint8], job: _Job, out: _Samples) -> None:
     """Resize with 16-bit weights; rows of ``image`` and ``out`` are pixels times channels."""
     channels, region, size, box = job
     horizontal = axis_of(region[2] - region[0], size[0], box[0], box[2], SHORT_ONE)
@@ -155,7 +157,7 @@ def _resample(image: NDArray[np.uint8], job: _Job, out: NDArray[np.uint8]) -> No
     n_samples = max(stop - first, LANES)
     strip = np.empty(LANES * _STRIP_STRIDE, np.uint16)
     columns = np.empty((n_samples + 7) * LANES, np.uint16)
-    spare = np.empty((LANES if out.shape[0] % LANES else 0, out.shape[1]), np.uint8)
+    spare = np.empty((LANES if out.shape[0] % LANES else 0, out.shape[1]), out.dtype)
     for top in range(0, out.shape[0], LANES):
         rows = _slice_axis(vertical, top, LANES)
         for left in range(0, n_samples, _STRIP):
@@ -175,11 +177,11 @@ def _resample(image: NDArray[np.uint8], job: _Job, out: NDArray[np.uint8]) -> No
 
 @inner
 def _filter_columns(
-    columns: NDArray[np.uint16], base: int, channels: int, axis: Axis, block: NDArray[np.uint8]
+    columns: NDArray[np.uint16], base: int, channels: int, axis: Axis, block: _Samples
 ) -> None:
     """Run the horizontal pass over 32 rows, which lie side by side in ``columns``."""
     stride, n_pixels = channels * LANES, axis.starts.size
-    tile = np.empty(_TILE * stride, np.uint8)
+    tile = np.empty(_TILE * stride, block.dtype)
     for left in range(0, n_pixels, _TILE):
         at = max(0, min(left, n_pixels - _TILE))
         pixels = _slice_axis(axis, at, _TILE)
@@ -225,22 +227,24 @@ def _filter(source: _Samples, runs: _Runs, axis: Axis, target: _Samples, to_stri
 
 
 @inner
-def _store_tile(tile: NDArray[np.uint8], n: int, block: NDArray[np.uint8], left: int) -> None:
-    """Transpose vectors of ``tile`` to 32 rows of ``block``, 16 samples at a time."""
-    for i in range(0, n if n >= 16 else 0, 16):
-        at = min(i, n - 16)
+def _store_tile(tile: _Samples, n: int, block: _Samples, left: int) -> None:
+    """Transpose vectors of ``tile`` to 32 rows of ``block``, 16 bytes of each at a time."""
+    step = 16 // block.itemsize
+    for i in range(0, n if n >= step else 0, step):
+        at = min(i, n - step)
         transpose_out(tile, at * LANES, block.reshape(-1), left + at, block.shape[1])
-    for i in range(n if n < 16 else 0):
+    for i in range(n if n < step else 0):
         for row in range(LANES):
             block[row, left + i] = tile[i * LANES + row]
 
 
 @kernel
-def _resample_long(image: NDArray[np.uint8], job: _Job, out: NDArray[np.uint8]) -> None:
+def _resample_long(image: NDArray[np.uint8], job: _Job, out: _Samples) -> None:
     """Resize with 24-bit weights and 64-bit sums, row by row."""
     channels, region, size, box = job
     horizontal = axis_of(region[2] - region[0], size[0], box[0], box[2], LONG_ONE)
     vertical = axis_of(region[3] - region[1], size[1], box[1], box[3], LONG_ONE)
+    dropped = np.uint64(32 if out.itemsize == 1 else 24)  # fraction bits
     begin, sums = region[0] * channels, np.empty((region[2] - region[0]) * channels, np.uint64)
     for j in range(out.shape[0]):
         sums[:] = 1 << 15  # rounds at the shift, which leaves 8 fraction bits
@@ -251,8 +255,8 @@ def _resample_long(image: NDArray[np.uint8], job: _Job, out: NDArray[np.uint8]) 
                 sums[i] += np.uint64(row[begin + i]) * weight
         sums >>= np.uint64(16)
         for i in range(out.shape[1]):
-            total = np.uint64(1 << 31)
+            total = np.uint64(1) << (dropped - np.uint64(1))
             for k in range(horizontal.weights.shape[1]):
                 at = (horizontal.starts[i // channels] + k) * channels + i % channels
                 total += sums[at] * np.uint64(horizontal.weights[i // channels, k])
-            out[j, i] = total >> np.uint64(32)
+            out[j, i] = total >> dropped

@@ -125,14 +125,18 @@ def transpose_out(
     _typing: Untyped, source: Untyped, _at: Untyped,
     target: Untyped, _to: Untyped, _stride: Untyped,
 ) -> Untyped:  # fmt: skip
-    """Transpose 16 vectors of 32 uint8 from ``source[at]`` on to 32 rows, ``stride`` apart."""
-    n = _PART_BITS // 8
+    """Transpose 16 vectors of 32 uint8, or 8 of uint16, from ``source[at]`` on to 32 rows.
+
+    The rows are ``stride`` apart.
+    """
+    n_bits = source.dtype.bitwidth
+    n = _PART_BITS // n_bits
 
     def emit(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
         def vector(number: int) -> Untyped:
             at = builder.add(args[1], ir.Constant(args[1].type, number * LANES))
             place = _address(context, builder, signature.args[0], args[0], at)
-            return _load(builder, place, ir.VectorType(_BYTE, LANES))
+            return _load(builder, place, ir.VectorType(ir.IntType(n_bits), LANES))
 
         rows = _transposed(builder, [vector(number) for number in range(n)])
         for row in range(LANES):

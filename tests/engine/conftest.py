@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.provenance import Provenance
@@ -24,6 +25,9 @@ from coreset.engine.artifacts.store import SCORES_NAME, write_columns
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.cli import main
 from coreset.engine.evaluation.results import Results
+from coreset.engine.models.networks import build_network
+from coreset.engine.models.teachers import TEACHER_NAME
+from coreset.engine.training.trainer import WEIGHTS_NAME
 from coreset.kernels.jit import code_folder
 from coreset.shards.format.dataset import Dataset, Manifest
 from coreset.shards.format.files import files_below
@@ -262,6 +266,19 @@ def ccs_set(scored, work, made):
     """Two photos of each class by CCS; read only."""
     chosen = ("--ipc", 2, "--misratio", 0.1)
     return made(work / "CCS", "select", scored, work / "CCS", *chosen)
+
+
+@pytest.fixture(scope="session")
+def untrained_teacher(packed, work):
+    """A ConvNet with random weights as `coreset teach` publishes one of ``packed``; read only."""
+    classes, out = Dataset.open(packed).classes, work / "TEACHER"
+    network = build_network("convnet", len(classes), norm="batch", seed=0)
+    provenance = Provenance(kind="teacher", stage="teach", config={})
+    with create_artifact(out, provenance) as artifact:
+        save_file(network.state_dict(), artifact.scratch / WEIGHTS_NAME)
+        document = {"arch": "convnet", "classes": classes, "format_version": 1}
+        (artifact.scratch / TEACHER_NAME).write_text(json.dumps(document))
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -53,6 +53,18 @@ def test_any_size_is_within_one_level_of_pillow(kind, height, width, target, see
     assert largest_difference(resize(image, *target), by_pillow(image, *target)) <= 1
 
 
+@settings(max_examples=100)
+@given(kinds, sides, sides, st.tuples(sides, sides), st.integers(0, 99))
+def test_fractions_of_levels_are_those_of_pillow_in_float32(kind, height, width, target, seed):
+    image, (to_width, to_height) = picture(kind, height, width, seed), target
+    found = np.empty((to_height, to_width, 3), np.uint16)
+    assert resize(image, *target, out=found) is found
+    channels = np.moveaxis(image, 2, 0).astype(np.float32)
+    exact = np.stack([by_pillow(channel, *target) for channel in channels], axis=2)
+    np.testing.assert_allclose(found / 256, exact, atol=0.06)
+    assert largest_difference((found + 128) >> 8, resize(image, *target)) <= 1
+
+
 @pytest.mark.parametrize("kind", ["noise", "black and white", "gradient"])
 @pytest.mark.parametrize(
     ("size", "target"),
@@ -158,7 +170,7 @@ RGB = picture("noise", 20, 30)
         (RGB, {"box": (4, 3, 4, 8)}, "box must be"),
         (RGB, {"region": (0, 0, 3, RGB.shape[0] + 1)}, "region must be"),
         (RGB, {"region": (-9, 0, 21, 20), "box": (2, 0, 9, 8)}, "region must be"),
-        (RGB, {"out": np.empty((10, 8, 3), np.uint8)}, r"out must be .* uint8 of shape \(8, 10, 3"),
+        (RGB, {"out": np.empty((10, 8, 3), np.uint8)}, r"uint8 or uint16 of shape \(8, 10, 3"),
         (RGB, {"out": np.empty((8, 10, 3), np.int8)}, "got int8"),
         (RGB, {"out": np.empty((8, 20, 3), np.uint8)[:, ::2]}, "must be C-contiguous"),
     ],
