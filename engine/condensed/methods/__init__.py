@@ -2,5 +2,13 @@
 
 from coreset.engine.condensed.methods.base import Method
 from coreset.engine.condensed.methods.kmeans import KMEANS, KMEDOID
+from coreset.engine.condensed.methods.recover import CDA, FADRM, FADRM_PLUS, SRE2L
 
-METHODS: dict[str, Method] = {"kmeans": KMEANS, "kmedoid": KMEDOID}
+METHODS: dict[str, Method] = {
+    "kmeans": KMEANS,
+    "kmedoid": KMEDOID,
+    "sre2l": SRE2L,
+    "cda": CDA,
+    "fadrm": FADRM,
+    "fadrm+": FADRM_PLUS,
+}
