@@ -5,7 +5,7 @@ A registry holds entries by name, with a ``summary`` and, as ``parameters``, a f
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import numpy as np
 import tyro
@@ -61,15 +61,21 @@ def choice_of(registry: Mapping[str, Any], *, default: str = "", optional: bool 
 
 
 def parameters_of(registry: Mapping[str, Any]) -> object:
-    """Annotate the field with the parameters of all entries of a registry; None: the defaults."""
+    """Annotate the field with the parameters of all entries of a registry; None: the defaults.
+
+    Entries may share a parameter. Where its defaults differ it is None, which `own_parameters`
+    turns into the default of the entry that is meant; the hint of its help has to name them.
+    """
 
     def parameters() -> type[Any]:
-        columns = {
-            own.name: (own.name, hints[own.name], field(default=own.default))
-            for entry in registry.values()
-            for hints in [get_type_hints(entry.parameters, include_extras=True)]
-            for own in fields(entry.parameters)
-        }
+        columns = dict[str, tuple[str, Any, Any]]()
+        for entry in registry.values():
+            hints = get_type_hints(entry.parameters, include_extras=True)
+            for own in fields(entry.parameters):
+                hint, default = hints[own.name], own.default
+                if own.name in columns and columns[own.name][2].default != default:
+                    hint, default = Annotated[hint.__origin__ | None, *hint.__metadata__], None
+                columns[own.name] = (own.name, hint, field(default=default))
         return make_dataclass("Parameters", columns.values(), kw_only=True)
 
     return tyro.conf.arg(name="", constructor_factory=parameters)
@@ -77,5 +83,5 @@ def parameters_of(registry: Mapping[str, Any]) -> object:
 
 def own_parameters(entry: Any, given: object) -> Any:  # noqa: ANN401 - of any registry
     """Pick an entry's parameters from those of all entries, if given, and check them."""
-    names = [own.name for own in fields(entry.parameters) if hasattr(given, own.name)]
-    return entry.parameters(**{name: getattr(given, name) for name in names})
+    values = {own.name: getattr(given, own.name, None) for own in fields(entry.parameters)}
+    return entry.parameters(**{name: one for name, one in values.items() if one is not None})
