@@ -39,7 +39,7 @@ PEER, OURS, PASSES = "published structure", "ours", "its forward passes"
 SOURCES = "imagenet-sample", "imagenette/train"
 CROPS_GOAL, SAME_GOAL, WITHIN_LEVELS = 3.0, 0.99, 0.05
 IPC, PARAMETERS = 1, RdedParameters()
-SIDE = PARAMETERS.image_size // PARAMETERS.factor
+SIDE = PARAMETERS.size // PARAMETERS.factor
 PASS_IMAGES = 20
 
 
@@ -143,7 +143,7 @@ def _published(few: Candidates, teacher: Teacher) -> Tensor:
     def logits(images: Tensor) -> Tensor:
         return teacher.network(images)[:, teacher.orders[0]]
 
-    crops, size = few.published_crops(normalise), PARAMETERS.image_size
+    crops, size = few.published_crops(normalise), PARAMETERS.size
     best, losses = surest_crops(logits, crops, 0, size, batch=len(few.files))
     mixed(best, losses, PARAMETERS.factor, size, IPC)
     return normalise.levels(best)
@@ -151,7 +151,7 @@ def _published(few: Candidates, teacher: Teacher) -> Tensor:
 
 def _passes(teacher: Teacher, crops: NDArray[np.uint16]) -> None:
     for start in range(0, len(crops), PASS_IMAGES):
-        crop_losses(teacher, crops[start : start + PASS_IMAGES], 0, PARAMETERS.image_size)
+        crop_losses(teacher, crops[start : start + PASS_IMAGES], 0, PARAMETERS.size)
 
 
 def candidates(source: Path, scratch: Path, n: int) -> Candidates:

@@ -47,7 +47,7 @@ MEASURED = {
     "d2": "diversity_d2@1",
     "frechet": f"frechet_{BACKBONE}@1",
 }
-STEPS = ("--iterations", 300, "--image-size", 128)
+STEPS = ("--iterations", 300, "--size", 128)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -115,7 +115,7 @@ def plain_crops(task, parameters, label, stored):
     dataset, seed = task.dataset, derived_seed(task.seed, label)
     ids = candidates_of(task, parameters, label)
     sizes = dataset.ints("width")[ids], dataset.ints("height")[ids]
-    law, side = Crops(scale=(0.08, 1.0), ratio=(1.0, 1.0)), parameters.image_size
+    law, side = Crops(scale=(0.08, 1.0), ratio=(1.0, 1.0)), parameters.size
     side //= parameters.factor
     boxes = [law.boxes(ids, *sizes, seed=seed, epoch=n) for n in range(parameters.crops)]
     for row, sample in enumerate(ids):
@@ -161,7 +161,7 @@ def plain_mosaics(tiles, factor, size):
 @pytest.mark.parametrize(("factor", "size"), [(1, 32), (2, 49), (3, 41)])
 def test_a_plain_loop_chooses_the_same_crops(packed, stored_samples, factor, size):
     network, stored, equal = random_network(), stored_samples(packed), list[bool]()
-    parameters = RdedParameters(image_size=size, factor=factor, candidates=19, crops=4)
+    parameters = RdedParameters(size=size, factor=factor, candidates=19, crops=4)
     task, _ = task_of(packed, network)
     for label in range(3):
         crops = list(plain_crops(task, parameters, label, stored))
@@ -180,7 +180,7 @@ def test_a_plain_loop_chooses_the_same_crops(packed, stored_samples, factor, siz
 @pytest.mark.parametrize(("factor", "size"), [(1, 32), (2, 49), (3, 41)])
 def test_the_best_are_laid_in_the_order_of_their_losses(packed, factor, size):
     """With a factor of 1 they are the images."""
-    parameters = RdedParameters(image_size=size, factor=factor, candidates=19, crops=4)
+    parameters = RdedParameters(size=size, factor=factor, candidates=19, crops=4)
     task, read = task_of(packed, random_network())
     ids = candidates_of(task, parameters, 1)
     tiles, losses = best_crops(task, task.teachers[0], ids, 1, parameters)
@@ -194,7 +194,7 @@ def test_the_best_are_laid_in_the_order_of_their_losses(packed, factor, size):
 
 
 def test_a_constant_teacher_takes_the_first_crop_of_the_first_images(packed, stored_samples):
-    parameters = RdedParameters(image_size=32, candidates=20, crops=3)
+    parameters = RdedParameters(size=32, candidates=20, crops=3)
     task, _ = task_of(packed, Constant())
     candidates = list(plain_crops(task, parameters, 1, stored_samples(packed)))
     first = torch.stack([crops[0] for crops in candidates[:8]]).permute(0, 2, 3, 1).numpy()
@@ -213,7 +213,7 @@ def test_tiles_lie_as_published_whether_or_not_their_number_divides_the_side(n, 
 
 def test_the_choice_does_not_depend_on_the_batch(packed, monkeypatch):
     task, _ = task_of(packed, random_network())
-    parameters = RdedParameters(image_size=40, crops=5)
+    parameters = RdedParameters(size=40, crops=5)
     whole = built(task, parameters, 0)
     for n in (1, 3, 1000):
         monkeypatch.setattr(rded, "_IMAGES_AT_ONCE", n)
@@ -263,7 +263,7 @@ def test_a_damaged_image_is_named(damaged):
 @pytest.fixture
 def command(packed, untrained_teacher):
     """``command(out)``: words that build a small set."""
-    options = ("--method", "rded", "--teachers", untrained_teacher, "--image-size", 48)
+    options = ("--method", "rded", "--teachers", untrained_teacher, "--size", 48)
     return lambda out: ("distill", packed, out, "--ipc", 2, *options)
 
 
@@ -314,9 +314,9 @@ RAISE = "raise --candidates, or lower --ipc or --factor"
         ("--ipc 6", f"{TILES} must be at most the size of every class, got 24, but {SMALL}"),
         ("--ipc 2 --candidates 7", f"candidates must be at least the {TILES}, 8, got 7; {RAISE}"),
         ("--ipc 0", "ipc must be at least 1, got 0"),
-        ("--image-size 31", "image_size must be at least 32, got 31"),
+        ("--size 31", "size must be at least 32, got 31"),
         ("--factor 0", "factor must be in [1, 7), got 0"),
-        ("--image-size 40 --factor 6", "factor must be in [1, 6), got 6"),
+        ("--size 40 --factor 6", "factor must be in [1, 6), got 6"),
         ("--candidates 0", "candidates must be at least 1, got 0"),
         ("--crops 0", "crops must be at least 1, got 0"),
         ("--stored gif", "gif"),

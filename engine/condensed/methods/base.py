@@ -3,9 +3,10 @@
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+import tyro
 from numpy.typing import NDArray
 
 from coreset.engine.artifacts.ledger import Stopwatch
@@ -22,6 +23,15 @@ Pixels: TypeAlias = NDArray[np.uint8]
 CostPart: TypeAlias = Literal["assets", "passes", "classes", "images"]
 """What seconds of a construction depend on: nothing, all images of the data set, the number of
 classes, the number of images of the set."""
+
+
+Size: TypeAlias = Annotated[
+    int,
+    tyro.conf.arg(
+        help="Side of the images in pixels.",
+        help_behavior_hint="(default: 64 for kmeans and kmedoid, 224 for the others)",
+    ),
+]
 
 
 class Part(NamedTuple):

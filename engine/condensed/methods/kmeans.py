@@ -4,13 +4,11 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 
-from coreset.engine.condensed.methods.base import Method, Part, Pixels, Synthesis, Task
+from coreset.engine.condensed.methods.base import Method, Part, Pixels, Size, Synthesis, Task
 from coreset.engine.runtime.fields import require_at_least, require_class_size
 from coreset.kernels.seeds import derived_seed
 from coreset.shards.errors import UsageError
@@ -22,7 +20,7 @@ Chosen = Callable[[NDArray[np.uint8], NDArray[np.float32]], NDArray[np.uint8]]
 class KmeansParameters:
     """Parameters of the methods of k-means."""
 
-    size: Annotated[int, tyro.conf.arg(help="Side of the images in pixels.")] = 64
+    size: Size = 64
 
     def __post_init__(self) -> None:
         require_at_least("size", self.size, 1)

@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from coreset.engine.condensed.methods.base import Method, Part, Pixels, Synthesis, Task
+from coreset.engine.condensed.methods.base import Method, Part, Pixels, Size, Synthesis, Task
 from coreset.engine.runtime.fields import require_at_least, require_between, require_class_size
 from coreset.kernels.seeds import derived_seed, permutation
 from coreset.shards.errors import UsageError
@@ -44,7 +44,7 @@ _IMAGES_AT_ONCE = 20
 class RdedParameters:
     """Parameters of RDED, by default those of its ImageNet-1K sets."""
 
-    image_size: Annotated[int, tyro.conf.arg(help="Side of the images in pixels.")] = 224
+    size: Size = 224
     factor: Annotated[int, tyro.conf.arg(help="Tiles along a side of a mosaic.")] = 2
     candidates: Annotated[int, tyro.conf.arg(help="Images drawn from each class.")] = 300
     crops: Annotated[int, tyro.conf.arg(help="Random crops of each of them.")] = 5
@@ -53,8 +53,8 @@ class RdedParameters:
     ] = "jpg"
 
     def __post_init__(self) -> None:
-        require_at_least("image_size", self.image_size, 32)
-        require_between("factor", self.factor, 1, self.image_size // _SMALLEST_TILE + 1)
+        require_at_least("size", self.size, 32)
+        require_between("factor", self.factor, 1, self.size // _SMALLEST_TILE + 1)
         require_at_least("candidates", self.candidates, 1)
         require_at_least("crops", self.crops, 1)
 
@@ -70,7 +70,7 @@ def _prepare(task: Task, parameters: RdedParameters) -> Synthesis:
             "raise --candidates, or lower --ipc or --factor"
         )
     require_class_size(task.dataset, tiles, n_tiles, remedy="lower --ipc or --factor")
-    size = parameters.image_size
+    size = parameters.size
     with task.spend("assets"):
         (teacher,) = check_on_images(
             task.teachers, task.dataset, task.open_stream, Geometry(size, size), size=size
@@ -103,7 +103,7 @@ def best_crops(
     best, least = list[Levels](), list[NDArray[np.float64]]()
     with closing(prefetch(_crop_batches(task, ids, label, parameters), 1)) as batches:
         for crops in batches:
-            losses = crop_losses(teacher, crops, label, parameters.image_size)
+            losses = crop_losses(teacher, crops, label, parameters.size)
             rows, chosen = np.arange(len(losses)), losses.argmin(axis=1)  # the first of equal ones
             best.append(crops[rows, chosen])
             least.append(losses[rows, chosen])
@@ -140,7 +140,7 @@ def _crop_batches(
     sides = [task.dataset.ints(name)[ids] for name in ("width", "height")]
     drawn = (squares.boxes(ids, *sides, seed=seed, epoch=n) for n in range(parameters.crops))
     boxes, sizes = np.stack([*drawn], axis=1), np.stack(sides, axis=1)
-    side, workers = parameters.image_size // parameters.factor, available_cores()
+    side, workers = parameters.size // parameters.factor, available_cores()
     with ShardReader(task.dataset) as reader:
         for start in range(0, ids.size, _IMAGES_AT_ONCE):
             some = slice(start, start + _IMAGES_AT_ONCE)
@@ -153,7 +153,7 @@ def rounded_mosaics(
     """Lay the best crops, in the order of their losses, into ``ipc`` images."""
     ranked = np.argsort(losses, kind="stable")[: ipc * parameters.factor**2]
     tiles = ((crops[ranked] + 128) >> 8).astype(np.uint8)
-    return mosaics(tiles, parameters.factor, parameters.image_size)
+    return mosaics(tiles, parameters.factor, parameters.size)
 
 
 def mosaics(tiles: Pixels, factor: int, size: int) -> Pixels:

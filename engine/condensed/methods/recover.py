@@ -9,7 +9,7 @@ import numpy as np
 import tyro
 
 from coreset.engine.condensed.condensed_set import require_same_classes
-from coreset.engine.condensed.methods.base import Method, Part, Pixels, Synthesis, Task
+from coreset.engine.condensed.methods.base import Method, Part, Pixels, Size, Synthesis, Task
 from coreset.engine.runtime.fields import class_too_small, require_at_least
 from coreset.shards.errors import UsageError
 
@@ -24,7 +24,7 @@ Iterations: TypeAlias = Annotated[
     int,
     tyro.conf.arg(
         help="Steps of the optimiser for each image; released for fadrm and fadrm+: 2000 in four "
-        "stages, at 200/224, 1, 200/224 and 1 of --image-size.",
+        "stages, at 200/224, 1, 200/224 and 1 of --size.",
         help_behavior_hint="(default: 4000; 2000 for fadrm and fadrm+)",
     ),
 ]
@@ -34,7 +34,7 @@ Iterations: TypeAlias = Annotated[
 class RecoverParameters:
     """Parameters of SRe2L and CDA, as released for ImageNet-1K."""
 
-    image_size: Annotated[int, tyro.conf.arg(help="Side of the images in pixels.")] = 224
+    size: Size = 224
     iterations: Iterations = 4000
     lr: Annotated[float, tyro.conf.arg(help="Learning rate of Adam, before it falls to 0.")] = 0.25
     r_bn: Annotated[
@@ -48,7 +48,7 @@ class RecoverParameters:
     ] = "float32"
 
     def __post_init__(self) -> None:
-        require_at_least("image_size", self.image_size, _LEAST_SIZE)
+        require_at_least("size", self.size, _LEAST_SIZE)
         require_at_least("iterations", self.iterations, 1)
         require_at_least("lr", self.lr, 0)
         require_at_least("r_bn", self.r_bn, 0)
@@ -78,7 +78,7 @@ def _prepare(task: Task, parameters: RecoverParameters, *, curriculum: bool = Fa
     _require_patches(task)
     for teacher in task.teachers:
         batch_norms(teacher)
-    size, n_classes = parameters.image_size, len(task.dataset.classes)
+    size, n_classes = parameters.size, len(task.dataset.classes)
     with task.spend("assets"):
         teachers = check_on_images(
             task.teachers, task.dataset, task.open_stream, Geometry(size, stored_side(size)),
