@@ -15,7 +15,8 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401 - torch's own
-        mean, variance = torch.batch_norm_update_stats(values.float(), None, None, 0.0)
+        wide = values.to(torch.promote_types(values.dtype, torch.float32))
+        mean, variance = torch.batch_norm_update_stats(wide, None, None, 0.0)
         ctx.save_for_backward(values, mean)
         return mean, variance
 
@@ -32,9 +33,9 @@ class _Moments(torch.autograd.Function):
 def batch_moments(
     values_bchw: Float[Tensor, "b c h w"],
 ) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
-    """Return mean and biased variance of each channel, float32, with a gradient.
+    """Return mean and biased variance of each channel, at least float32, with a gradient.
 
-    On a CPU 4 to 30 times as fast, both ways, as ``mean`` and ``var``, most with channels last;
-    those sum in float32, 1e-5 off in a variance of 1.
+    On a CPU faster than ``mean`` and ``var`` back and forth, most with channels last, where float32
+    is summed in float32: 1e-5 off in a variance of 1 over 100,000 values.
     """
     return _Moments.apply(values_bchw)  # pyright: ignore[reportReturnType] - not in the stubs
