@@ -1,9 +1,10 @@
 """Speed of building condensed sets, beside the published structure on the same images and draws.
 
-    python -m coreset.bench.distill [--part crops rded]
+    python -m coreset.bench.distill [--part crops rded recover]
 
 - ``crops``: processor time of RDED's crops, from files to pixels, with one thread of torch.
 - ``rded``: a class of RDED from files to mosaics, and the teacher's share of it.
+- ``recover``: steps of SRe2L and FADRM+ from images to updated images.
 
 Published code is restated with the calls that it makes (``peers/distill.py``). Writes
 ``bench/results/distill.jsonl``.
@@ -18,10 +19,11 @@ import torch
 import tyro
 
 from coreset.bench.distill_rded import class_rows, crops_rows
+from coreset.bench.distill_recover import RECOVER_COLUMNS, recover_rows
 from coreset.bench.docs import Block, Table, contender, if_present, machine, optional
 from coreset.bench.harness import Options, records_of
 
-Part: TypeAlias = Literal["crops", "rded"]
+Part: TypeAlias = Literal["crops", "rded", "recover"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,7 @@ class DistillBench(Options):
         parts = {
             "crops": partial(crops_rows, self, self.images),
             "rded": partial(class_rows, self, self.images),
+            "recover": partial(recover_rows, self),
         }
         self.record_parts("distill", {part: parts[part] for part in self.part})
 
@@ -68,6 +71,7 @@ BLOCKS: Mapping[str, Block] = {
             "same crops": optional("same", "{same:.1%}"),
         },
     ),
+    "distill_recover": Table("distill.recover", RECOVER_COLUMNS),
 }
 
 if __name__ == "__main__":

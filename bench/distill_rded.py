@@ -129,7 +129,7 @@ def _own(few: Candidates, teacher: Teacher) -> Tensor:
     """Build mosaics, and return the chosen crops: levels (n, 3, s, s)."""
     task = Task(
         dataset=few.dataset, ipc=IPC, seed=0, open_stream=Decoding(device="cpu").stream,
-        advance=lambda _n: None, teachers=(teacher,),
+        workers=0, advance=lambda _n: None, teachers=(teacher,),
     )  # fmt: skip
     crops, losses = best_crops(task, teacher, np.arange(len(few.dataset)), 0, PARAMETERS)
     rounded_mosaics(crops, losses, IPC, PARAMETERS)

@@ -35,24 +35,24 @@ GOAL, BF16_GOAL, SAME_WITHIN = 0.95, 1.5, 1e-4
 """Least ratios of speeds to the published structure, and largest relative error of gradients."""
 
 
-def recover_rows(options: Options, image_size: int = 224) -> Iterator[Row]:
+def recover_rows(options: Options, size: int = 224) -> Iterator[Row]:
     """Race runs of each method, and compare the gradients of its teachers."""
     torch.set_num_threads(options.threads)
     fast = has_fast_bfloat16(CPU)
     goals = {OURS: GOAL, HALF: BF16_GOAL if fast else None}
     for method, names in NETWORKS.items():
-        small = round(image_size * 200 / 224)
-        sizes = (image_size,) if method == "sre2l" else (small, image_size) * 2
-        teachers = [_teacher(name, image_size) for name in names]
-        parameters = RecoverParameters(iterations=STEPS, image_size=image_size)
+        small = round(size * 200 / 224)
+        sizes = (size,) if method == "sre2l" else (small, size) * 2
+        teachers = [_teacher(name, size) for name in names]
+        parameters = RecoverParameters(iterations=STEPS, size=size)
         ours = Recovery(teachers=teachers, parameters=parameters, sizes=sizes, alpha=0.5)
         # The published codes leave the layout of weights as it is.
         networks = [
             placed(deepcopy(teacher.network), CPU, torch.contiguous_format) for teacher in teachers
         ]
         peer = PublishedRecovery(networks, sizes, parameters.lr)
-        about = {"method": method, "image_size": image_size, "steps": STEPS, "fast_bfloat16": fast}
-        for row in _race(options, ours, peer, image_size):
+        about = {"method": method, "size": size, "steps": STEPS, "fast_bfloat16": fast}
+        for row in _race(options, ours, peer, size):
             times = row.get("speed_over", {}).get(PEER)
             yield about | row | {"times": times, "goal": goals.get(row["contender"])}
 
@@ -122,7 +122,7 @@ def _teacher(name: str, size: int) -> Teacher:
 
 RECOVER_COLUMNS: Mapping[str, Cell] = {
     "method": "{method}",
-    "px": "{image_size}",
+    "px": "{size}",
     "way": contender,
     "ms a step": if_present("{milliseconds:.0f}", reason=True),
     "times the speed of the published": optional("times", "{times:.2f}"),

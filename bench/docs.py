@@ -40,6 +40,7 @@ BENCHMARKS = (
     "concept_flips",
     "protocol_values",
     "student_study",
+    "distill",
     "distilled_study",
     "ingest",
     "systems",

@@ -228,7 +228,10 @@ def write_set(
         per_class=per_class,
         origin=origin or {},
     )
-    write_atomically(work.scratch / SET_NAME, json_bytes(asdict(info)))
+    document = asdict(info)
+    if not info.origin:
+        del document["origin"]  # sets of ours keep their bytes, by which results know them
+    write_atomically(work.scratch / SET_NAME, json_bytes(document))
     binds = {"identity": manifest.identity, "content": manifest.content}
     # Of a coreset by what it is: the table beside it says how it came about.
     digest = "" if ids is None else digest_of(_digests(work.scratch))

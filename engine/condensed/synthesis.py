@@ -18,7 +18,7 @@ from coreset.engine.artifacts.writer import ArtifactWriter
 from coreset.engine.condensed.methods.base import Part, Pixels, Synthesis, Task
 from coreset.engine.runtime.distributed import Distributed
 from coreset.engine.runtime.progress import progress
-from coreset.shards.errors import UsageError
+from coreset.shards.errors import CoresetError, UsageError
 from coreset.shards.format.dataset import MANIFEST_NAME, Dataset
 from coreset.shards.format.files import write_atomically
 from coreset.shards.packing.pack import list_path, pack
@@ -40,8 +40,9 @@ def make_images(
         build = partial(_build_missing, task, prepare, folder, meter, ranks)
         try:
             ranks.run_on_all(build, patient=True)
-        except UsageError:  # only another configuration helps
-            if ranks.is_main:
+        except CoresetError as error:
+            # Only another configuration helps, or there is nothing to continue.
+            if ranks.is_main and (isinstance(error, UsageError) or not folder.exists()):
                 shutil.rmtree(work.scratch)
             raise
         for seconds, images in ranks.gather((task.seconds, meter.images))[1:]:

@@ -50,9 +50,8 @@ class Distill:
 
     def __post_init__(self) -> None:
         require_at_least("ipc", self.ipc, 1)
-        for method in METHODS.values():
-            own_parameters(method, self.parameters)
         method, n = METHODS[self.method], len(self.teachers)
+        own_parameters(method, self.parameters)
         if n not in method.teachers:
             few, most = method.teachers.start, method.teachers.stop - 1
             wanted = f"{few}" if few == most else f"{few} to {most}"
@@ -144,6 +143,7 @@ class Distill:
             ipc=self.ipc,
             seed=self.seed,
             open_stream=self.decoding.stream,
+            workers=self.decoding.workers,
             advance=advance,
             teachers=teachers,
             patches=None if self.patches is None else open_set(self.patches),

@@ -94,7 +94,7 @@ def task_of(data, network, *, ipc=2, seed=4):
     read = list[int]()
     task = Task(
         dataset=Dataset.open(data), ipc=ipc, seed=seed, open_stream=Decoding(device="cpu").stream,
-        advance=read.append, teachers=(teacher_of(network),),
+        workers=0, advance=read.append, teachers=(teacher_of(network),),
     )  # fmt: skip
     return task, read
 

@@ -55,8 +55,10 @@ class Task:
     seed: int
     open_stream: Callable[[Dataset, "Geometry", NDArray[np.int64] | None], "ImageStream"]
     """Open a stream of decoded images, of the given samples or of all."""
+    workers: int
+    """Threads that decode; 0: one per core."""
     advance: Callable[[int], None]
-    """Count images of the data set that were read."""
+    """Count image passes: images that were read, or that a network saw."""
     teachers: Sequence["Teacher"] = ()
     """Networks on the device that the images are built on."""
     patches: "CondensedSet | None" = None

@@ -140,7 +140,7 @@ def _crop_batches(
     sides = [task.dataset.ints(name)[ids] for name in ("width", "height")]
     drawn = (squares.boxes(ids, *sides, seed=seed, epoch=n) for n in range(parameters.crops))
     boxes, sizes = np.stack([*drawn], axis=1), np.stack(sides, axis=1)
-    side, workers = parameters.size // parameters.factor, available_cores()
+    side, workers = parameters.size // parameters.factor, task.workers or available_cores()
     with ShardReader(task.dataset) as reader:
         for start in range(0, ids.size, _IMAGES_AT_ONCE):
             some = slice(start, start + _IMAGES_AT_ONCE)

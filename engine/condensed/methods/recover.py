@@ -121,6 +121,7 @@ def _build(task: Task, recovery: "Recovery", part: Part) -> Pixels:
         mosaics = _mosaics(task, part, recovery.sizes[-1])
         generator = generator_for(task.seed, part.labels[0], part.slots[0])
         images = recovery.run(labels, generator, mosaics)
+        task.advance(len(labels) * recovery.parameters.iterations)
         return images.permute(0, 2, 3, 1)[:, None].cpu().numpy()
 
 
