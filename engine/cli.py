@@ -45,6 +45,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "measure": ("SET VAL RESULTS", "measure", "Measure", "representativeness, diversity of a set"),
     "export": ("SET|DATA OUT", "export", "Export", "images or lists for other programs"),
     "report": ("RESULTS HTML", "report", "Report", "tables, plots and image grids in one file"),
+    "claims": ("[RESULTS]", "claims", "Claims", "the study's claims, on its values or yours"),
     "cost": ("SET", "cost", "Cost", "what it cost to construct a set, along its inputs"),
     "ls": ("[DIR]", "ls", "List", "the artifacts in a folder"),
 }  # fmt: skip
