@@ -95,18 +95,16 @@ class Rule:
             ):
                 rules = (self.naming({name: each}) for each in self._visit(of))
                 value = [rule._visit(part) for rule in rules]  # noqa: SLF001 - of this class
-            case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if (
-                name in _FUNCTIONS
-            ):
-                values = [each for part in args for each in self._arguments(part)]
-                moved = self.moved({str(each.arg): self._visit(each.value) for each in keywords})
+            case ast.Call(func=ast.Name(id=name), args=args, keywords=words) if name in _FUNCTIONS:
+                values = []
+                for part in args:
+                    starred = isinstance(part, ast.Starred)
+                    values += self._visit(part.value) if starred else [self._visit(part)]
+                moved = self.moved({str(each.arg): self._visit(each.value) for each in words})
                 value = _FUNCTIONS[name](moved, *values)
             case _:
                 raise UsageError(f"rules do not know {ast.unparse(node)!r}; rewrite the rule")
         return value
-
-    def _arguments(self, node: ast.expr) -> list[Any]:
-        return self._visit(node.value) if isinstance(node, ast.Starred) else [self._visit(node)]
 
     def naming(self, names: Mapping[str, Any]) -> "Rule":
         """Return the evaluation with further variables."""
@@ -143,8 +141,9 @@ def _std(rule: Rule, method: str) -> Decimal:
 
 
 def _has(rule: Rule, method: str) -> bool:
-    row = rule.cells.accuracies.get(Cell(**rule.at), {})
-    return _defined(method in row if rule.cells.accuracies else None, "accuracies")
+    table = rule.cells.accuracies
+    _defined(any(cell in table for cell in rule.domain) or None, "cell in scope")
+    return method in table.get(Cell(**rule.at), {})
 
 
 def _arg(rule: Rule, methods: Sequence[str]) -> set[str]:
@@ -172,17 +171,13 @@ def _hours(rule: Rule, method: str, ipc: int) -> Decimal:
     return _number("hours", rule.moved({"ipc": ipc}), method)
 
 
-def _by_beta(rule: Rule, method: str) -> list[Decimal]:
-    return [_number("acc", rule, method, beta) for beta in BETAS]
-
-
 def _best_beta(rule: Rule, method: str) -> Decimal:
-    found = _by_beta(rule, method)
-    return BETAS[found.index(max(found))]
+    return max(BETAS, key=partial(_number, "acc", rule, method))
 
 
 def _tau_beta(rule: Rule, method: str) -> float:
-    return _defined(kendall_tau_b(BETAS, _by_beta(rule, method)), "ranking")
+    accuracies = [_number("acc", rule, method, beta) for beta in BETAS]
+    return _defined(kendall_tau_b(BETAS, accuracies), "ranking")
 
 
 def _tau(rule: Rule, first: str, second: str) -> float:
@@ -213,9 +208,8 @@ def _defined(value: _Read | None, what: str) -> _Read:
 
 
 def _number(what: str, rule: Rule, method: str, *more: object) -> Decimal:
-    place = {"ipc": None, **rule.at}
-    others = [str(place[name]) for name in sorted(place.keys() - Cell._fields)]
-    key = (what, place["dataset"], method, place["ipc"], *more, *others)
+    others = [str(rule.at[name]) for name in sorted(rule.at.keys() - Cell._fields)]
+    key = (what, rule.at["dataset"], method, rule.at.get("ipc"), *more, *others)
     return rule.read(key, rule.cells.values.get(key))
 
 

@@ -1,9 +1,9 @@
 """``coreset claims``: judge the study's claims on its own values, and on those of RESULTS."""
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import tyro
@@ -39,10 +39,9 @@ class Claims:
         from coreset.engine.evaluation.cells import published_cells
         from coreset.engine.evaluation.claims import judge, read_claims
 
-        claims = read_claims()
-        if self.id is not None and self.id not in claims:
+        shown = [claim for claim in read_claims().values() if self.id in {None, claim.id}]
+        if not shown:
             raise UsageError(f"id {self.id} is no claim; `coreset claims` lists them")
-        shown = [claim for claim in claims.values() if self.id in {None, claim.id}]
         tables = {"published": published_cells()}
         if self.results is not None:
             tables["here"] = _measured(self.results)
@@ -50,10 +49,7 @@ class Claims:
             (claim, {name: judge(claim, cells) for name, cells in tables.items()})
             for claim in shown
         ]
-        facts = [
-            {**asdict(claim), **{name: str(verdict) for name, verdict in verdicts.items()}}
-            for claim, verdicts in judged
-        ]
+        facts = [asdict(claim) | {k: str(v) for k, v in found.items()} for claim, found in judged]
         shortened = [" ".join(map(str, cell)) for cell in [*tables.values()][-1].shortened]
         note = (f"of shortened protocols: {', '.join(shortened)}",) if shortened else ()
         lines = _table(judged) if self.id is None else _detail(*judged[0])
@@ -75,16 +71,18 @@ def _measured(path: Path) -> "Cells":
 
 def _table(judged: "list[Judged]") -> tuple[str, ...]:
     header = ("id", *judged[0][1], "claim")
-    rows = [(claim.id, *map(str, each.values()), claim.claim) for claim, each in judged]
-    words = Counter([*each.values()][-1].word for _, each in judged)
-    counts = ", ".join(f"{words[word]} {word}" for word in WORDS)
+    rows = [
+        (claim.id, *(shorten(str(verdict), 26) for verdict in each.values()), claim.claim)
+        for claim, each in judged
+    ]
+    words = [[*each.values()][-1].word for _, each in judged]
+    counts = ", ".join(f"{words.count(word)} {word}" for word in WORDS)
     return (*aligned(header, rows), f"{len(judged)} claims: {counts}; the others are values")
 
 
 def _detail(claim: "Claim", verdicts: "dict[str, Verdict]") -> Iterator[str]:
     yield f"{claim.id} ({claim.section}): {claim.claim}"
-    yield f"rule: {claim.test}"
-    yield f"note: {claim.note}"
+    yield from (f"rule: {claim.test}", f"note: {claim.note}")
     for name, verdict in verdicts.items():
         yield f"{name}: {verdict}"
         for each in verdict.instances:
