@@ -179,7 +179,7 @@ def test_what_is_absent_or_undefined_has_no_value(text):
     "text",
     [
         "__import__('os').system('touch made')", "().__class__", "mean.__doc__", "(lambda: 1)()",
-        "[mean(m) for m in DD]", "count(m for m in DD if m)", "count(a for a in DD for b in DD)",
+        "[mean(m) for m in DD]", "count(1 for m in DD if 0)", "count(a for a in DD for b in DD)",
         "eval('1')", "open('made', 'w')", "f'{DD}'", "DD[0]", "(x := 1)", "9 ** 9", "{'a': 1}",
         "-1", "1 is 1", "None", "b'a'", "1j", "nobody", "avg('open(1)')", "mean('AUM'", "", "a\nb",
         "(" * 1000, "\0", "mean(*'AUM', **{})", "avg(1)", "['A'] * 999999999", "mean('AUM') < 'a'",
@@ -239,6 +239,15 @@ def test_a_verdict_stands_only_if_no_absent_value_could_change_it(quantifier):
 )  # fmt: skip
 def test_a_rule_has_a_verdict(test, verdict):
     assert str(judge(claim(test), published_cells())) == verdict
+
+
+def test_an_instance_tells_what_it_read():
+    found = judge(claim("each m in SCORED, i in [10, 99]: mean(m, ipc=i) > 0"), published_cells())
+    assert [tuple(each) for each in found.instances[1:3]] == [
+        ("ImageNette hard ResNet-18 10 AUM 99", None, "ImageNette hard ResNet-18 99 AUM", {}),
+        ("ImageNette hard ResNet-18 10 Concepts 10", True, "",
+         {"ImageNette hard ResNet-18 10 Concepts": "53.3 ± 1.10"}),
+    ]  # fmt: skip
 
 
 def test_nothing_holds_without_values():
@@ -358,6 +367,8 @@ def test_a_cell_is_of_one_setting_and_the_best_parameters():
     assert row(*many) == ("hard@1+bf16+short", {"AUM": 60, "Random": 60}, [cell])
     assert row(*many, varied) == ("hard@1+bf16", {"AUM": 50}, [])
     assert row(*many, varied, student(top1_best=40.0)) == ("hard@1", {"AUM": 40}, [])
+    changed = student(protocol="hard@1+bf16+timm")
+    assert row(changed, student(protocol="hard@1+short"))[0] == "hard@1+bf16+timm"
     longer = [each | {"epochs": 9, "top1_best": 70.0} for each in many[:1]]
     assert row(*longer, *many)[1] == {"AUM": 60, "Random": 60}  # the setting with more methods
     tuned = [
