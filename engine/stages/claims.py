@@ -62,8 +62,7 @@ def _measured(path: Path) -> "Cells":
     from coreset.engine.evaluation.results import Results
     from coreset.shards.format.files import missing
 
-    results = Results(path)
-    students = results.complete_rows(STUDENTS)
+    students = Results(path).complete_rows(STUDENTS)
     if not students:
         raise missing(path, "train students into it: `coreset train`", otherwise="has no students")
     return measured_cells(students)
@@ -76,13 +75,13 @@ def _table(judged: "list[Judged]") -> tuple[str, ...]:
         for claim, each in judged
     ]
     words = [[*each.values()][-1].word for _, each in judged]
-    counts = ", ".join(f"{words.count(word)} {word}" for word in WORDS)
-    return (*aligned(header, rows), f"{len(judged)} claims: {counts}; the others are values")
+    counts = ", ".join(f"{words.count(word)} {word}" for word in WORDS) + "; the others are values"
+    return (*aligned(header, rows), f"{len(judged)} claims: {counts}")
 
 
 def _detail(claim: "Claim", verdicts: "dict[str, Verdict]") -> Iterator[str]:
-    yield f"{claim.id} ({claim.section}): {claim.claim}"
-    yield from (f"rule: {claim.test}", f"note: {claim.note}")
+    text = f"{claim.id} ({claim.section}): {claim.claim}"
+    yield from (text, f"rule: {claim.test}", f"note: {claim.note}")
     for name, verdict in verdicts.items():
         yield f"{name}: {verdict}"
         for each in verdict.instances:
