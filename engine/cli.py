@@ -37,8 +37,8 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "concepts": ("import|generate|visual|show BANK", "concepts", "Concepts", "banks of concepts"),
     "select": ("SCORES|DATA SET", "selection", "Select", "choose a coreset, class by class"),
     "overlap": ("SET SET ...", "overlap", "Overlap", "how many images coresets share, by class"),
-    "ingest": ("LIST SET", "ingest", "Ingest", "a list of samples that others chose, as a coreset"),
-    "distill": ("DATA SET", "distill", "Distill", "build a synthetic set (k-means centroids)"),
+    "ingest": ("SRC SET", "ingest", "Ingest", "a set that others made: images, or a list of samples"),
+    "distill": ("DATA SET", "distill", "Distill", "build a set of synthetic images"),
     "methods": ("[NAME]", "methods", "Methods", "the systems of the study, how to get their sets"),
     "teach": ("DATA TEACHER", "teach", "Teach", "train a teacher, whose outputs label images"),
     "train": ("SET VAL RESULTS", "train", "Train", "train students on a condensed set"),
@@ -46,6 +46,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "measure": ("SET VAL RESULTS", "measure", "Measure", "representativeness, diversity of a set"),
     "export": ("SET|DATA OUT", "export", "Export", "images or lists for other programs"),
     "report": ("RESULTS HTML", "report", "Report", "tables, plots and image grids in one file"),
+    "claims": ("[RESULTS]", "claims", "Claims", "the study's claims, on its values or yours"),
     "cost": ("SET ...", "cost", "Cost", "what it cost to construct sets, along their inputs"),
     "ls": ("[DIR]", "ls", "List", "the artifacts in a folder"),
 }  # fmt: skip

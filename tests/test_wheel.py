@@ -36,9 +36,16 @@ def test_the_wheel_holds_one_package_and_its_metadata(installed):
     names = sorted(path.name for path in installed.iterdir())
     assert [names[0], names[1].rpartition(".")[2], *names[2:]] == ["coreset", "dist-info"]
     for name in PARTS[1:]:
-        ours = {path.relative_to(CHECKOUT) for path in (CHECKOUT / name).rglob("*.py")}
-        packed = (installed / "coreset" / name).rglob("*.py")
+        ours = {path.relative_to(CHECKOUT) for path in _files(CHECKOUT / name)}
+        packed = _files(installed / "coreset" / name)
         assert {path.relative_to(installed / "coreset") for path in packed} == ours
+
+
+def _files(folder):
+    """The code in a folder, and the tables that it reads."""
+    return [
+        path for kind in ("py", "csv", "txt", "css", "j2") for path in folder.rglob(f"*.{kind}")
+    ]
 
 
 @pytest.mark.parametrize("first", ["ours", "theirs"])

@@ -36,6 +36,7 @@ READERS = {
     "measure": ("X", "VALIDATION", "OUT"),
     "measure - against": ("SET", "X", "OUT"),
     "export": ("X", "OUT", "--to", "ids"),
+    "claims": ("X",),
     "cost": ("X",),
     "doctor": ("X",),
 }
