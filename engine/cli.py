@@ -37,7 +37,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "concepts": ("import|generate|visual|show BANK", "concepts", "Concepts", "banks of concepts"),
     "select": ("SCORES|DATA SET", "selection", "Select", "choose a coreset, class by class"),
     "overlap": ("SET SET ...", "overlap", "Overlap", "how many images coresets share, by class"),
-    "ingest": ("SRC SET", "ingest", "Ingest", "a set that others made: images, or a list of samples"),
+    "ingest": ("SRC SET", "ingest", "Ingest", "a set that others made: images or a list"),
     "distill": ("DATA SET", "distill", "Distill", "build a set of synthetic images"),
     "methods": ("[NAME]", "methods", "Methods", "the systems of the study, how to get their sets"),
     "teach": ("DATA TEACHER", "teach", "Teach", "train a teacher, whose outputs label images"),

@@ -83,6 +83,13 @@ def system_of(method: str) -> str:
     return {"ccs-aum": "AUM"}.get(own, "Concepts" if own.startswith("ccs-concept") else "")
 
 
+def property_of(method: str, field: str) -> str | None:
+    """Return a field of the system that a method belongs to, by the study's names, or None."""
+    system = SYSTEMS.get({"MGD": "MGD3"}.get(method, method))
+    value = getattr(system, field, None)
+    return value if isinstance(value, str) else None
+
+
 def _mirror(name: str) -> Released:
     """Describe the parquet copies of one owner."""
     where = f"Hugging Face he-yang/2025-rethinkdc-imagenet-{name}-ipc-10 (-50, -100)"

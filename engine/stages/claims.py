@@ -36,6 +36,7 @@ class Claims:
 
     def run(self) -> Result:
         """Judge every claim on each table of cells; print the verdicts, or one in detail."""
+        from coreset.engine.condensed.systems import property_of
         from coreset.engine.evaluation.cells import published_cells
         from coreset.engine.evaluation.claims import judge, read_claims
 
@@ -46,7 +47,7 @@ class Claims:
         if self.results is not None:
             tables["here"] = _measured(self.results)
         judged = [
-            (claim, {name: judge(claim, cells) for name, cells in tables.items()})
+            (claim, {name: judge(claim, cells, property_of) for name, cells in tables.items()})
             for claim in shown
         ]
         facts = [asdict(claim) | {k: str(v) for k, v in found.items()} for claim, found in judged]

@@ -9,6 +9,7 @@ from statistics import fmean, pstdev
 
 import pytest
 
+from coreset.engine.condensed.systems import property_of
 from coreset.engine.evaluation import published
 from coreset.engine.evaluation.cells import (
     Accuracy,
@@ -268,22 +269,9 @@ def test_one_lost_cell_keeps_a_claim_over_all_from_holding():
     assert str(judge(CLAIMS["in1k-hard-cs"], cells)) == "holds 4/4"
 
 
-def test_properties_of_methods_come_from_a_registry():
-    facts = {"generative_model": "none", "classifier": "none", "new_data_needs": "generative model"}
-    known = dict[str, dict[str, str]]()
-    known |= dict.fromkeys(("VLCP", "Minimax"), facts | {"generative_model": "finetuned"})
-    known |= dict.fromkeys(("D3HR", "DiT"), facts | {"generative_model": "sampled"})
-    known |= dict.fromkeys(("MGD", "ManifoldGD"), facts | {"generative_model": "guided"})
-    by_classifier = facts | {"classifier": "full data", "new_data_needs": "classifier"}
-    known |= dict.fromkeys(("FADRM+", "AUM"), by_classifier)
-    small = facts | {"classifier": "small", "new_data_needs": "small classifier"}
-    known |= {"Concepts": small}
-
-    def registry(method, name):
-        return known[method].get(name)
-
+def test_properties_of_methods_are_those_of_the_systems():
     verdicts = {
-        name: str(judge(each, published_cells(), registry))
+        name: str(judge(each, published_cells(), property_of))
         for name, each in CLAIMS.items()
         if "registry(" in each.test
     }
