@@ -36,9 +36,10 @@ def test_the_wheel_holds_one_package_and_its_metadata(installed):
     names = sorted(path.name for path in installed.iterdir())
     assert [names[0], names[1].rpartition(".")[2], *names[2:]] == ["coreset", "dist-info"]
     for name in PARTS[1:]:
-        ours = {path.relative_to(CHECKOUT) for path in (CHECKOUT / name).rglob("*.py")}
-        packed = (installed / "coreset" / name).rglob("*.py")
-        assert {path.relative_to(installed / "coreset") for path in packed} == ours
+        for kind in ("*.py", "*.toml"):
+            ours = {path.relative_to(CHECKOUT) for path in (CHECKOUT / name).rglob(kind)}
+            packed = (installed / "coreset" / name).rglob(kind)
+            assert {path.relative_to(installed / "coreset") for path in packed} == ours
 
 
 @pytest.mark.parametrize("first", ["ours", "theirs"])

@@ -16,10 +16,11 @@ from coreset.engine.runtime.text import aligned, readable_bytes, readable_second
 from coreset.engine.stages.options import Result
 from coreset.engine.studies.driver import Driver, last_failures
 from coreset.engine.studies.executors import EXECUTORS, gpu_names
-from coreset.engine.studies.outputs import expectations, finished
+from coreset.engine.studies.outputs import expectations, finished, is_published
 from coreset.engine.studies.plan import SHARED, Node, part_of, plan_study, with_needs
 from coreset.engine.studies.recipe import read_recipe
 from coreset.shards.errors import CoresetError, DataError, MachineError, UsageError
+from coreset.shards.format.files import missing
 
 SHOWN = 5  # failures, and names of what hangs on one
 _ERRORS: dict[int, type[CoresetError]] = {2: UsageError, 3: DataError}
@@ -183,8 +184,9 @@ class Status:
 def _planned(recipe: str, run: Path) -> tuple[Node, ...]:
     nodes = plan_study(read_recipe(recipe), run)
     for node in nodes:
-        if not node.command and not node.out.is_dir():
-            raise UsageError(f"{node.group}: {node.out} does not exist; name a packed data set")
+        if not node.command and not is_published(node):
+            fault = missing(node.out, "name a packed data set", otherwise="is none")
+            raise UsageError(f"{node.group}: {fault}")
     return nodes
 
 

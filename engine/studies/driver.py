@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from coreset.engine.artifacts.ledger import Stopwatch
+from coreset.engine.runtime.progress import say
 from coreset.engine.runtime.signals import defer_signals
+from coreset.engine.runtime.text import readable_seconds
 from coreset.engine.studies.executors import Ended, Executor, Job
 from coreset.engine.studies.outputs import is_published
 from coreset.engine.studies.plan import SHARED, Node
@@ -88,10 +90,13 @@ class Driver:
             del self._waiting[name]
             self._ready.append(name)
         while self._ready and len(self._running) < self.executor.slots and not self._is_spent():
-            name = self._ready.popleft()
-            self._running.add(name)
-            self._started.add(name)
-            self.executor.submit(self._job(self._by_name[name]))
+            node = self._by_name[self._ready.popleft()]
+            if node.kind in SHARED and is_published(node):  # by another process
+                self._finish(node.name)
+                continue
+            self._running.add(node.name)
+            self._started.add(node.name)
+            self.executor.submit(self._job(node))
 
     def _wait_of(self, name: str) -> float:
         return min(_FIRST_WAIT * 2 ** (self._locked[name] - 1), _LONGEST_WAIT)
@@ -111,9 +116,9 @@ class Driver:
         self._log(ended)
         self._running.discard(ended.name)
         name, code, node = ended.name, ended.exit_code, self._by_name[ended.name]
+        say(f"{name}: exit code {code} after {readable_seconds(ended.seconds)}")
         if code == 0 and (node.kind not in SHARED or is_published(node)):
-            self.done.add(name)
-            self._release(name)
+            self._finish(name)
         elif code == LockedError.exit_code:
             self._locked[name] += 1
             self._waiting[name] = Stopwatch()
@@ -124,7 +129,8 @@ class Driver:
             self.failed[name] = ended
             self._block(name, name)
 
-    def _release(self, name: str) -> None:
+    def _finish(self, name: str) -> None:
+        self.done.add(name)
         for child in self._children[name]:
             self._meet(child, name)
 

@@ -187,7 +187,10 @@ def _tables(path: str, named: Any) -> dict[str, Any]:  # noqa: ANN401 - of TOML
 
 
 def _optional(path: str, document: Table) -> Table | None:
-    return _tables(path, {path: document[path]})[path] if path in document else None
+    table = document.get(path)
+    if table is not None and not isinstance(table, dict):
+        raise UsageError(f"{path} must be a table, such as [{path}], got {table!r}")
+    return table
 
 
 def _require_keys(path: str, table: Table, known: Any) -> None:  # noqa: ANN401
