@@ -22,7 +22,7 @@ from coreset.engine.studies.recipe import read_recipe
 from coreset.shards.errors import CoresetError, DataError, MachineError, UsageError
 from coreset.shards.format.files import missing
 
-SHOWN = 5  # failures, and names of what hangs on one
+SHOWN = 5  # names of what hangs on a failure
 _ERRORS: dict[int, type[CoresetError]] = {2: UsageError, 3: DataError}
 RecipeName: TypeAlias = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
 RunPath: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -44,7 +44,8 @@ class Plan:
         """Plan, look for outputs, add up what those of the same kind have cost."""
         nodes = _planned(self.recipe, self.run_folder)
         _require_sound(nodes)
-        groups = expectations(nodes, finished(nodes))
+        done = finished(nodes)
+        groups = expectations(nodes, done)
         rows = [
             (each.group, f"{each.n:,}", f"{each.n_done:,}",
              "unknown" if each.seconds is None else readable_seconds(each.seconds),
@@ -58,7 +59,7 @@ class Plan:
         lines = (
             *aligned(("commands", "all", "there", "expected", "disk"), rows),
             f"left, one after the other: {readable_seconds(seconds)}, {n_bytes}{rest}",
-            f"{_counted(nodes, finished(nodes))}: {self.run_folder}",
+            f"{_counted(nodes, done)}: {self.run_folder}",
             f"next: coreset study run {self.recipe} {self.run_folder}",
         )
         return Result(lines, {"run": str(self.run_folder), "groups": [*map(asdict, groups)]})
@@ -211,26 +212,26 @@ def _told(name: str, exit_code: int, last_line: str) -> str:
 
 
 def _outcome(stage: Run, nodes: tuple[Node, ...], driver: Driver) -> Result:
-    hanging = {
-        name: [b for b, by in driver.blocked.items() if by == name] for name in driver.failed
-    }
-    lines = [_told(name, end.exit_code, end.last_line) for name, end in driver.failed.items()]
-    for name, blocked in hanging.items():
+    lines, failed = list[str](), driver.failed
+    for name, end in failed.items():
+        blocked = [other for other, cause in driver.blocked.items() if cause == name]
+        lines.append(_told(name, end.exit_code, end.last_line))
         if blocked:
-            more = "" if len(blocked) <= SHOWN else ", ..."
-            lines.append(f"on {name} hang {len(blocked)}: {', '.join(blocked[:SHOWN])}{more}")
+            more = ", ..." if len(blocked) > SHOWN else ""
+            lines.append(f"on it hang {len(blocked):,}: {', '.join(blocked[:SHOWN])}{more}")
     lines.append(f"{_counted(nodes, driver.done)}: {stage.run_folder}")
-    if len(driver.done) < len(nodes):
+    pages = [str(node.out) for node in nodes if node.kind == "reports" and node.out.is_file()]
+    if len(driver.done) == len(nodes) and pages:
+        lines.append(f"next: open {' and '.join(pages)} in a browser")
+    else:
         lines.append(f"next: coreset study run {stage.recipe} {stage.run_folder}")
     data = {"run": str(stage.run_folder), "there": len(driver.done), "all": len(nodes)}
-    data |= {"failed": [*driver.failed], "blocked": dict(driver.blocked)}
-    error = None
-    if driver.failed:
-        codes = {end.exit_code for end in driver.failed.values()}
-        kind = _ERRORS.get(min(codes, key=abs), MachineError)
-        logs = stage.run_folder / "logs"
-        error = kind(f"{len(driver.failed)} commands failed; {logs} tells why; mend, run again")
-    return Result(tuple(lines), data, error=error)
+    data |= {"failed": [*failed], "blocked": driver.blocked, "reports": pages}
+    if not failed:
+        return Result(tuple(lines), data)
+    kind = _ERRORS.get(next(iter(failed.values())).exit_code, MachineError)
+    n, logs = f"{len(failed):,} of {len(nodes):,} commands failed", stage.run_folder / "logs"
+    return Result(tuple(lines), data, error=kind(f"{n}; mend what {logs} tells, run again"))
 
 
 Study: TypeAlias = (

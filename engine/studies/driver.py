@@ -160,4 +160,5 @@ def last_failures(run: Path) -> dict[str, Ended]:
         with suppress(ValueError, TypeError):  # a line that a kill cut
             ended = Ended(**json.loads(line))
             last[ended.name] = ended
-    return {name: ended for name, ended in last.items() if ended.exit_code}
+    passing = {0, InterruptedRunError.exit_code, LockedError.exit_code}
+    return {name: ended for name, ended in last.items() if ended.exit_code not in passing}

@@ -32,15 +32,13 @@ def is_published(node: Node) -> bool:
 
 def finished(nodes: Sequence[Node]) -> set[str]:
     """Return the names of the nodes whose outputs are there."""
-    seconds = trained_seconds(nodes)
+    there = trained_seconds(nodes).keys()
     measured = _measured({node.out for node in nodes if node.kind == "measures"})
-    done = {node.name for node in nodes if node.kind in SHARED and is_published(node)}
-    done |= {node.name for node in nodes if node.kind == "cells" and node.name in seconds}
+    done = {node.name for node in nodes if node.kind in SHARED and is_published(node)} | there
     for node in nodes:
         if node.kind == "measures":
-            groups = measured.get((node.out, *map(_real, node.row)), set())
-            if _asked(node) <= groups:
-                done.add(node.name)
+            groups = measured.get((node.out, *map(_real, node.row)), set[str]())
+            done |= {node.name} if _asked(node) <= groups else set()
     # A page is as new as the newest row; nodes come after those they need.
     for node in nodes:
         if node.kind == "reports" and done.issuperset(node.needs) and _is_newest(node):
@@ -71,7 +69,7 @@ def _measured(folders: Iterable[Path]) -> dict[tuple[Any, ...], set[str]]:
         base = os.path.realpath(folder)
         for row in _columns(folder, METRICS, "set_path", "val_path", "metric", "backbone"):
             key = folder, _at(base, row["set_path"]), _at(base, row["val_path"])
-            metric, backbone = row["metric"], row["backbone"].partition("@")[0]
+            metric, backbone = row["metric"], (row["backbone"] or "").partition("@")[0]
             group = stamped.get(metric) or _FREE.get(metric.partition("@")[0].partition("_")[0], "")
             groups[key] |= {group, f"{group} {backbone}"}
     return groups

@@ -49,7 +49,6 @@ class Step:
 class Recipe:
     """Study: every set of every data set and IPC, under every protocol, student and seed."""
 
-    name: str
     ipcs: tuple[int, ...]
     students: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -90,8 +89,8 @@ def references(values: Any) -> Iterator[str]:  # noqa: ANN401 - of TOML
     for value in values:
         if isinstance(value, str) and value.startswith("@"):
             yield value[1:]
-        elif isinstance(value, list):
-            yield from references(value)
+        elif isinstance(value, list | dict):
+            yield from references(value.values() if isinstance(value, dict) else value)
 
 
 def read_recipe(named: str) -> Recipe:
@@ -106,7 +105,7 @@ def read_recipe(named: str) -> Recipe:
     except ValueError as error:  # not TOML, or not UTF-8
         raise UsageError(f"recipe {path} is not TOML: {error}; mend that line") from error
     try:
-        return _built({"name": path.stem} | _expanded("", document))
+        return _built(_expanded("", document))
     except UsageError as error:
         raise UsageError(f"recipe {path}: {error}") from error
 
@@ -127,7 +126,6 @@ def _built(document: Table) -> Recipe:
         for kind, named in tables.items()
     }
     return Recipe(
-        name=_checked("name", [document["name"]], str)[0],
         ipcs=_checked("ipcs", document["ipcs"], int, least=1),
         students=_checked("students", document["students"], str),
         seeds=_checked("seeds", document["seeds"], int, least=0),

@@ -159,7 +159,7 @@ def test_any_product_shares_what_can_be_shared_in_any_order(data, sets, students
         return Step(verb=verb, inputs=inputs, options=options)
 
     recipe = Recipe(
-        name="any", ipcs=tuple(ipcs), students=tuple(students), seeds=tuple(range(n_seeds)),
+        ipcs=tuple(ipcs), students=tuple(students), seeds=tuple(range(n_seeds)),
         data={d: {s: made("pack", f"{d}/{s}") for s in ("train", "val")} for d in data},
         steps={"SCORES": made("score", "@train")},
         sets={name: made("select", "@SCORES", method=name) for name in sets},
@@ -210,7 +210,7 @@ BAD = {
     ("ipcs = [5, 10]", "ipcs = [5, 5]"): "ipcs names something twice, got [5, 5]",
     ("ipcs = [5, 10]", "ipcs = '5'"): "ipcs must be a list of int, got '5'",
     ("ipcs = [5, 10]", "ipcs = [true]"): "ipcs must be a list of int, got [True]",
-    ("seeds = [0, 1]", "seed = [0, 1]"): "seed is no key of a recipe; there are name, ipcs, ",
+    ("seeds = [0, 1]", "seed = [0, 1]"): "seed is no key of a recipe; there are ipcs, stude",
     ("seeds = [0, 1]", "seeds = [-1]"): "seeds must be at least 0, got -1",
     ('"convnet"', '"vgg"'): "protocols.hard: student must be one of resnet18, ",
     ("size = 64", "size = 32"): "protocols.hard: size of --student resnet18 must be at least 33",
@@ -233,7 +233,7 @@ BAD = {
     ('["photos"]', '"photos"'): "data.b.train.inputs must be a list of str, got 'photos'",
     ('"photos-val"', '"$NO_SUCH"'): "data.b.val.inputs: environment variable $NO_SUCH is not set",
     ("[data.a]", "[data.a]\ntest = 'x'"): "data.a.test is no key of a recipe; there are train, v",
-    ("[measure]", "[measures]"): "measures is no key of a recipe; there are name, ipcs, ",
+    ("[measure]", "[measures]"): "measures is no key of a recipe; there are ipcs, stude",
     ("[report]", "[[report]]"): "report must be a table, such as [report], got [{}]",
 }
 
