@@ -94,6 +94,9 @@ class Driver:
             if node.kind in SHARED and is_published(node):  # by another process
                 self._finish(node.name)
                 continue
+            if node.kind == "reports" and self.done.isdisjoint(node.needs):  # no row to show
+                self.blocked[node.name] = next(iter(self.failed))
+                continue
             self._running.add(node.name)
             self._started.add(node.name)
             self.executor.submit(self._job(node))

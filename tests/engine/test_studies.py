@@ -453,12 +453,14 @@ def test_slots_share_the_cores_and_deal_out_the_gpus(tmp_path, monkeypatch):
     cores = sorted(os.sched_getaffinity(0))
     local, told = Local(3), {}
     for slot in range(3):
-        script = "echo $CUDA_VISIBLE_DEVICES; taskset -cp $$ | sed 's/.*: //' >&2"
+        status = "while read name value; do echo $name $value; done < /proc/self/status"
+        script = f"{status} | grep Cpus_allowed_list; echo $CUDA_VISIBLE_DEVICES >&2"
         local.submit(job(tmp_path, script, str(slot), cores=1, gpu=2 / 3))
     for ended in ended_of(local, 3):
         told[ended.name] = (tmp_path / f"{ended.name}.log").read_text().split()
-    wanted = {str(slot): (["4", "6"][slot % 2], str(cores[slot % len(cores)])) for slot in range(3)}
-    assert {name: tuple(words) for name, words in told.items()} == wanted
+    for slot in range(3):
+        core, gpu = str(cores[slot % len(cores)]), ["4", "6"][slot % 2]
+        assert told[str(slot)] == ["Cpus_allowed_list:", core, gpu]
     assert gpu_names() == ["4", "6"]
 
 
@@ -741,6 +743,19 @@ def test_a_signal_ends_what_runs_and_is_raised(few):
     with pytest.raises(InterruptedRunError, match="interrupted by SIGTERM"):
         drive(few, executor)
     assert len(executor.started) == 1
+
+
+def test_a_command_that_hangs_is_ended_in_its_time_and_fails(few, monkeypatch):
+    monkeypatch.setattr("coreset.engine.studies.driver.RETRIES", 0)
+    run = few[0].out.parents[1]
+    driver = Driver(
+        nodes=few, done=set(), run=run, executor=Local(2), timeout=0.1,
+        program=("sh", "-c", "echo hangs; sleep 60"),
+    )  # fmt: skip
+    driver.drive()
+    assert {end.exit_code for end in driver.failed.values()} == {-signal.SIGTERM}
+    assert {end.last_line for end in driver.failed.values()} == {"hangs"}
+    assert len(driver.failed) + len(driver.blocked) == len(few)
 
 
 def test_a_plan_cut_to_names_keeps_what_they_need(few):
