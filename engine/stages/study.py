@@ -144,13 +144,13 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry(Run):
-    """Run only what failed last, by the log of RUN, and what hangs on it."""
+    """Run only what failed last, by the log of RUN, and what hangs on it but the report."""
 
     def chosen(self, nodes: tuple[Node, ...]) -> tuple[Node, ...]:
         """Keep what failed last, and what hangs on it."""
         wanted = set(last_failures(self.run_folder))
         for node in nodes:
-            if not wanted.isdisjoint(node.needs):
+            if node.kind != "reports" and not wanted.isdisjoint(node.needs):
                 wanted.add(node.name)
         return with_needs(Run.chosen(self, nodes), wanted)
 

@@ -139,15 +139,10 @@ def _built(document: Table) -> Recipe:
 
 def _data(path: str, table: Table) -> dict[str, Step]:
     _require_keys(path, table, (TRAIN, VAL))
-    if missing := {TRAIN, VAL} - table.keys():
-        raise UsageError(f"{path} has no {min(missing)}; name a packed data set or a verb")
-    given = {
-        split: Step(verb="", inputs=(place,), options={})
-        for split, place in table.items()
-        if isinstance(place, str)
+    return {
+        split: _step(f"{path}.{split}", table.get(split), VERBS["data"], usual=())
+        for split in (TRAIN, VAL)
     }
-    verbs = VERBS["data"]
-    return {s: given.get(s) or _step(f"{path}.{s}", table[s], verbs, ()) for s in (TRAIN, VAL)}
 
 
 def _step(
@@ -156,14 +151,15 @@ def _step(
     verbs: tuple[str, ...],
     usual: tuple[str, ...] = (f"@{TRAIN}",),
 ) -> Step:
+    if isinstance(table, str):
+        return Step(verb="", inputs=(table,), options={})
     if not isinstance(table, dict) or table.get("verb") not in verbs:
         got = table.get("verb") if isinstance(table, dict) else table
         raise UsageError(f"{path}.verb must be one of {', '.join(verbs)}, got {got}")
-    verb, of_the_cell = table["verb"], path.startswith("sets.") and table["verb"] in WITH_IPC
+    of_the_cell = path.startswith("sets.") and table["verb"] in WITH_IPC
     options = _without(path, table, ("ipc",) if of_the_cell else ())
     inputs = _checked(f"{path}.inputs", options.pop("inputs", usual), str)
-    del options["verb"]
-    return Step(verb=verb, inputs=inputs, options=options)
+    return Step(verb=options.pop("verb"), inputs=inputs, options=options)
 
 
 def _checked(path: str, values: Any, kind: type, least: int = 0) -> tuple[Any, ...]:  # noqa: ANN401

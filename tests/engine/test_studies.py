@@ -18,6 +18,7 @@ from coreset.engine.artifacts.provenance import PROVENANCE_NAME
 from coreset.engine.artifacts.writer import lock
 from coreset.engine.evaluation.result_tables import METRICS, STUDENTS
 from coreset.engine.evaluation.results import Results
+from coreset.engine.stages.study import Retry
 from coreset.engine.studies import executors
 from coreset.engine.studies.driver import RETRIES, Driver, last_failures
 from coreset.engine.studies.executors import Ended, Job, Local, gpu_names
@@ -233,6 +234,7 @@ BAD = {
     ('["photos"]', '"photos"'): "data.b.train.inputs must be a list of str, got 'photos'",
     ('"photos-val"', '"$NO_SUCH"'): "data.b.val.inputs: environment variable $NO_SUCH is not set",
     ("[data.a]", "[data.a]\ntest = 'x'"): "data.a.test is no key of a recipe; there are train, v",
+    ("val = { verb", "# { verb"): "data.a.val.verb must be one of pack, synth, got None",
     ("[measure]", "[measures]"): "measures is no key of a recipe; there are ipcs, stude",
     ("[report]", "[[report]]"): "report must be a table, such as [report], got [{}]",
 }
@@ -767,6 +769,22 @@ def test_a_plan_cut_to_names_keeps_what_they_need(few):
 
 
 # the verb
+
+
+def test_retry_takes_what_failed_and_what_hangs_on_it_with_what_they_need(few):
+    run, by_label = few[0].out.parents[1], {n.name.rpartition("-")[0]: n.name for n in few}
+    run.mkdir()
+    codes = {"a-random-ipc5": 3, "a-aum-ipc5-hard-convnet-seed1": 1, "a-scores": 75, "a-val": 0}
+    ends = [
+        {"name": by_label[label], "exit_code": code, "host": "h", "last_line": "", "seconds": 1.0}
+        for label, last in codes.items()
+        for code in (4, last)
+    ]
+    (run / "log.jsonl").write_text("".join(json.dumps(end) + "\n" for end in ends))
+    chosen = {node.name for node in Retry(recipe="few", run_folder=run).chosen(few)}
+    failed = {label for label in by_label if label.startswith("a-random-ipc5")}
+    needed = {"a-train", "a-val", "a-scores", "a-aum-ipc5", "a-aum-ipc5-hard-convnet-seed1"}
+    assert chosen == {by_label[label] for label in failed | needed}
 
 
 def test_shipped_recipes_are_sound(done, tmp_path, monkeypatch):
