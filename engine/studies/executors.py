@@ -113,7 +113,9 @@ class Local:
         for child in self._running.values():
             _end_if_overdue(child)
         ready = wait(list(self._running), seconds)
-        return [self._ended(self._running.pop(int(str(pidfd)))) for pidfd in ready]
+        return [
+            self._ended(self._running.pop(pidfd)) for pidfd in [*self._running] if pidfd in ready
+        ]
 
     def stop(self) -> list[Ended]:
         """Send SIGTERM to all and, after `GRACE_SECONDS`, SIGKILL."""

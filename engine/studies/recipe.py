@@ -63,18 +63,30 @@ class Recipe:
     report: Table | None = None
 
     def __post_init__(self) -> None:
-        for name, step in {**self.steps, **self.sets}.items():
-            for reference in step.references:
-                if reference not in {TRAIN, VAL, *self.steps, *self.sets}:
-                    raise UsageError(f"{name}: there is no @{reference}; name a step or a set")
-            self._require_no_circle(name, ())
         if both := self.steps.keys() & self.sets.keys():
             raise UsageError(f"{min(both)} is a step and a set; rename one")
+        for place, named, known in self._references():
+            if unknown := [name for name in named if name not in known]:
+                choice = f"name one of {', '.join(known)}" if known else "name files"
+                raise UsageError(f"{place}: there is no @{unknown[0]} for it; {choice}")
+        for name in (*self.steps, *self.sets):
+            self._require_no_circle(name, ())
         for name, options in self.protocols.items():
             _require_possible(f"protocols.{name}", options, self.students)
-            for reference in references(options.values()):
-                if reference not in self.steps:
-                    raise UsageError(f"protocols.{name}: there is no step @{reference}")
+
+    def _references(self) -> Iterator[tuple[str, Iterator[str], tuple[str, ...]]]:
+        """Yield every place of the recipe with the names behind ``@``, and those it may name."""
+        steps, every = tuple(self.steps), (TRAIN, VAL, *self.steps, *self.sets)
+        for data, splits in self.data.items():
+            yield from (
+                (f"data.{data}.{name}", step.references, ()) for name, step in splits.items()
+            )
+        for kind, named in (("steps", self.steps), ("sets", self.sets)):
+            yield from ((f"{kind}.{name}", step.references, every) for name, step in named.items())
+        for name, options in self.protocols.items():
+            yield f"protocols.{name}", references(options.values()), steps
+        yield "measure", references((self.measure or {}).values()), every
+        yield "report", references((self.report or {}).values()), ()
 
     def _require_no_circle(self, name: str, before: tuple[str, ...]) -> None:
         if name in before:

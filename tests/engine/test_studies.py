@@ -219,8 +219,8 @@ BAD = {
     ('"rded"', '"soft"'): "protocols.soft: protocol must be one of hard@1, ",
     ('"rded"', '"hard"'): "protocols.soft.teachers: protocol hard takes no teachers",
     ("teachers = [", "labels = ["): "protocols.soft.teachers: protocol rded takes teachers, got n",
-    ('"@teacher"', '"@tutor"'): "protocols.soft: there is no step @tutor",
-    ('["@scores"]', '["@score"]'): "aum: there is no @score; name a step or a set",
+    ('"@teacher"', '"@tutor"'): "protocols.soft: there is no @tutor for it; name one of scores",
+    ('["@scores"]', '["@score"]'): "sets.aum: there is no @score for it; name one of train, val, ",
     ('["@scores"]', '["@aum"]'): "aum needs aum: a circle; break it",
     (
         'verb = "teach"',
@@ -235,6 +235,9 @@ BAD = {
     ('"photos-val"', '"$NO_SUCH"'): "data.b.val.inputs: environment variable $NO_SUCH is not set",
     ("[data.a]", "[data.a]\ntest = 'x'"): "data.a.test is no key of a recipe; there are train, v",
     ("val = { verb", "# { verb"): "data.a.val.verb must be one of pack, synth, got None",
+    ('["photos"]', '["@train"]'): "data.b.train: there is no @train for it; name files",
+    ('"coverage,prdc"', '"@none"'): "measure: there is no @none for it; name one of train, val, s",
+    ("[report]", "[report]\ndata = '@train'"): "report: there is no @train for it; name files",
     ("[measure]", "[measures]"): "measures is no key of a recipe; there are ipcs, stude",
     ("[report]", "[[report]]"): "report must be a table, such as [report], got [{}]",
 }
