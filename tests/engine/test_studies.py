@@ -491,6 +491,14 @@ def test_a_command_that_hangs_can_commit_when_its_time_is_over(tmp_path):
     assert ended[0].exit_code == 75
 
 
+def test_what_a_command_leaves_running_ends_with_it(tmp_path):
+    local = Local(1)
+    local.submit(job(tmp_path, "sleep 60 & echo $!"))
+    (ended,) = ended_of(local)
+    assert ended.exit_code == 0
+    assert is_gone(int(ended.last_line))
+
+
 def is_gone(pid):
     """Wait until a process has ended, or is a zombie of somebody else."""
     for _ in range(200):
@@ -686,6 +694,20 @@ def test_everything_is_run_once_in_the_order_of_its_needs(few):
     again = Fake(2, Program(few))
     drive(few, again)
     assert again.started == []
+
+
+def test_what_another_process_has_made_meanwhile_is_not_started(few):
+    other = next(node for node in few if node.name.startswith("a-val-"))
+
+    class Both(Program):
+        def __call__(self, job):
+            if not other.out.exists():
+                leave(other)
+            return super().__call__(job)
+
+    program = Both(few)
+    assert drive(few, Fake(1, program)).done == {node.name for node in few}
+    assert program.calls == {node.name: 1 for node in few if node is not other}
 
 
 def test_a_limit_is_kept_and_the_next_run_goes_on(few):
