@@ -71,33 +71,30 @@ class _Planner:
     )
 
     def add_cells(self, data: str, protocol: str, ipc: int, condensed: str) -> None:
-        """Add what trains on a set, and what measures it, beside the results of a protocol."""
+        """Add what trains on a set under a protocol, and what measures it beside."""
         made, val = self.artifact(condensed, data, ipc), self.artifact(VAL, data, ipc)
         results, label = self.results(protocol), f"{data}-{condensed}-ipc{ipc}-{protocol}"
-        paths, places = (made.out, val.out), (str(made.out), str(val.out), str(results))
-        train = Words.of(self.recipe.protocols[protocol], self, data, ipc)
-        needs = (made.name, val.name, *train.needs)
-        key = _key(made.key, val.key, train.key)
+        places = (str(made.out), str(val.out), str(results))
+        given = Words.of(self.recipe.protocols[protocol], self, data, ipc)
+        key = _key(made.key, val.key, given.key)
+        node = Node(kind="cells", key=key, out=results, row=(made.out, val.out))
         for student, seed in product(sorted(self.recipe.students), sorted(self.recipe.seeds)):
             who = ("--student", student, "--seed", str(seed), "--repeats", "1")
-            self._add(
-                f"{label}-{re.sub('[:/]', '-', student)}-seed{seed}",
-                Node(
-                    kind="cells", key=_key("train", key, student, seed), out=results, needs=needs,
-                    command=("train", *places, *train.words, *who), row=(*paths, student, seed),
-                    group=f"protocols.{protocol} {student} ipc {ipc}",
-                ),
+            cell = replace(
+                node, key=_key("train", key, student, seed), row=(*node.row, student, seed),
+                command=("train", *places, *given.words, *who),
+                needs=(made.name, val.name, *given.needs),
+                group=f"protocols.{protocol} {student} ipc {ipc}",
             )  # fmt: skip
+            self._add(f"{label}-{re.sub('[:/]', '-', student)}-seed{seed}", cell)
         if self.recipe.measure is not None:
-            measure = Words.of(self.recipe.measure, self, data, ipc)
-            self._add(
-                f"{label}-measure",
-                Node(
-                    kind="measures", key=_key("measure", key, measure.key), out=results, row=paths,
-                    needs=(made.name, val.name, *measure.needs), group="measure",
-                    command=("measure", *places, *measure.words),
-                ),
+            given = Words.of(self.recipe.measure, self, data, ipc)
+            measure = replace(
+                node, kind="measures", key=_key("measure", key, given.key), group="measure",
+                command=("measure", *places, *given.words),
+                needs=(made.name, val.name, *given.needs),
             )  # fmt: skip
+            self._add(f"{label}-measure", measure)
 
     def add_report(self, protocol: str) -> None:
         """Add the report of a protocol, which comes after all its rows."""
@@ -122,6 +119,14 @@ class _Planner:
         if (known := self.known.get((name, data, ipc))) is None:
             known = self.known[name, data, ipc] = self._artifact(name, data, ipc)
         return known
+
+    def value(self, value: Any, data: str, ipc: int) -> tuple[str, Any, str]:  # noqa: ANN401
+        """Return a value as a word, what it means for a key, and the name of a node it needs."""
+        text = str(value).replace("{ipc}", str(ipc)).replace("{data}", data)
+        if isinstance(value, str) and text.startswith("@"):
+            node = self.artifact(text[1:], data, ipc)
+            return str(node.out), ["@", node.key], node.name
+        return text, value if type(value) in {bool, int, float} else text, ""
 
     def _artifact(self, name: str, data: str, ipc: int) -> Node:
         recipe, label = self.recipe, f"{data}-{name}"
@@ -170,20 +175,11 @@ class Words:
             if isinstance(given, dict) and (given := given.get(str(ipc))) is None:
                 raise UsageError(f"{name} has no value for IPC {ipc}; name one for each")
             values = given if isinstance(given, list) else [given]
-            shown, meant = list[str](), list[Any]()
-            for value in values:
-                text = str(value).replace("{ipc}", str(ipc)).replace("{data}", data)
-                if isinstance(value, str) and text.startswith("@"):
-                    node = planner.artifact(text[1:], data, ipc)
-                    needs.append(node.name)
-                    shown.append(str(node.out))
-                    meant.append(["@", node.key])
-                else:
-                    shown.append(text)
-                    meant.append(value if type(value) in {bool, int, float} else text)
-            words += _flagged(name, given, shown)
+            parts = [planner.value(value, data, ipc) for value in values]
+            words += _flagged(name, given, [word for word, _, _ in parts])
+            needs += [need for _, _, need in parts if need]
             if name not in RUNTIME:
-                key[name] = meant
+                key[name] = [meaning for _, meaning, _ in parts]
         return Words(tuple(words), key, tuple(needs))
 
 
