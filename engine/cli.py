@@ -45,6 +45,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "protocols": ("show NAME", "protocols", "Protocols", "every value of a protocol, its source"),
     "measure": ("SET VAL RESULTS", "measure", "Measure", "representativeness, diversity of a set"),
     "export": ("SET|DATA OUT", "export", "Export", "images or lists for other programs"),
+    "study": ("plan|run|status|retry RECIPE RUN", "study", "Study", "all commands of a recipe"),
     "report": ("RESULTS HTML", "report", "Report", "tables, plots and image grids in one file"),
     "claims": ("[RESULTS]", "claims", "Claims", "the study's claims, on its values or yours"),
     "cost": ("SET ...", "cost", "Cost", "what it cost to construct sets, along their inputs"),
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run_verb(verb: str, words: Sequence[str], *, as_json: bool) -> None:
-    stage = _parse(verb, words)
+    stage = parse(verb, words)
     if stage is None:
         return
     from coreset.engine.artifacts.writer import COMMAND
@@ -126,7 +127,8 @@ def _run_verb(verb: str, words: Sequence[str], *, as_json: bool) -> None:
         raise result.error
 
 
-def _parse(verb: str, words: Sequence[str]) -> "Stage | None":
+def parse(verb: str, words: Sequence[str]) -> "Stage | None":
+    """Return the stage of a command, checked; None if the words ask for help."""
     if verb not in VERBS:
         raise UsageError(f"verb must be one of {', '.join(VERBS)}, got {verb}")
     _, module, name, _ = VERBS[verb]

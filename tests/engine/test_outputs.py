@@ -24,6 +24,7 @@ COMMANDS = {
     "export list": ("DATA", "OUT", "--to", "ids"),
     "verify --pairs": ("DATA", "--pairs", "OUT"),
     "demo": ("--out", "OUT"),
+    "study": ("run", "smoke", "OUT"),
 }
 
 

@@ -335,6 +335,20 @@ REFUSED = {
     "methods": [("minmax", "name must be a system of the study, got minmax; near it: Minimax")],
     "ls none": [("", "is not a folder")],
     "dance": [("", "verb must be one of demo, doctor, ")],
+    "study": [
+        ("run none OUT", "recipe none cannot be read (No such file or directory); name a TOML "),
+        ("status PHOTOS OUT", "cannot be read (Is a directory); name a TOML file or one of "),
+    ],
+    "study run smoke OUT": [
+        ("--slots -1", "slots must be at least 0, got -1"),
+        ("--limit 0", "limit must be at least 1, got 0"),
+        ("--timeout -1", "timeout must be at least 0, got -1.0"),
+        ("--part 0/4", "part must be I/N with I from 1 to N, got 0/4"),
+        ("--part 5/4", "part must be I/N with I from 1 to N, got 5/4"),
+        ("--part 1", "part must be I/N with I from 1 to N, got 1"),
+        ("--executor mule", "executor must be one of local, got mule"),
+        ("--until cells", "cells"),
+    ],
     "export": [
         ("SET SET/OUT --to parquet", "lies in source"),
         ("none OUT --to parquet", "does not exist; make one with `coreset select`"),

@@ -1,0 +1,1 @@
+"""Studies: a recipe, its plan of commands, and their execution."""
