@@ -43,9 +43,8 @@ def test_the_wheel_holds_one_package_and_its_metadata(installed):
 
 def _files(folder):
     """The code in a folder, and the tables that it reads."""
-    return [
-        path for kind in ("py", "csv", "toml", "txt", "css", "j2") for path in folder.rglob(f"*.{kind}")
-    ]
+    kinds = "py", "csv", "toml", "txt", "css", "j2"
+    return [path for kind in kinds for path in folder.rglob(f"*.{kind}")]
 
 
 @pytest.mark.parametrize("first", ["ours", "theirs"])
