@@ -113,6 +113,11 @@ def test_nothing_but_the_seed_changes_the_bytes(packed, tmp_path, done, stored_b
     assert sorted(path.name for path in tmp_path.iterdir()) == ["A", "B", "C"]
 
 
+def test_a_seed_that_no_set_can_hold_is_refused(packed, tmp_path, refused):
+    command = ("distill", packed, tmp_path / "SET", "--ipc", 1, "--seed", 2**63)
+    assert "seed must be in [0, 9223372036854775808)" in refused(tmp_path, *command)
+
+
 def test_more_centroids_than_different_images_are_refused(tmp_path, done, refused):
     for name, shades in {"bird": (0, 90, 200), "fish": (5, 5, 70)}.items():
         (tmp_path / "src" / name).mkdir(parents=True)
