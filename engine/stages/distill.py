@@ -76,6 +76,8 @@ class Distill:
     def run(self) -> Result:
         """Build the images part by part, pack and publish them."""
         dataset = Dataset.open(self.data)
+        if self.patches is not None:
+            open_set(self.patches)  # refuses what is no set before anything is made
         parameters = own_parameters(METHODS[self.method], self.parameters)
         teachers = self._teachers(dataset)
         recorded = {"ipc": self.ipc, **asdict(parameters)}
