@@ -22,6 +22,7 @@ Numbering = Callable[[int], Sequence[str]]
 """Return the class of each number below n, or refuse to."""
 FOLDERS, PARQUET, TENSORS = "folders", "parquet", "tensors"
 _SHOWN_SETS = 10
+_MOST_SLOTS = 100_000  # keys CLASS/SLOT have five digits, which sort as numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,7 @@ class Layout:
 
 
 def _layout(path: str, pattern: str, method: str = "imported", *, above: str = "") -> Layout:
-    whole = re.compile(rf"(?P<set>(?:.*/)?{above}){pattern}")
+    whole = re.compile(rf"(?P<set>(?:.*/)?{above}){pattern}", re.ASCII)  # digits 0 to 9 alone
     return Layout(path=path, pattern=whole, method=method)
 
 
@@ -143,6 +144,8 @@ def _require_classes(src: Path, classes: Sequence[str], found: Sequence[str]) ->
 
 def _placed(found: Found, match: re.Match[str], numbered: Sequence[str]) -> Found:
     token, slot = match["token"], int(match["slot"])
+    if slot >= _MOST_SLOTS:
+        raise UsageError(f"{found.name} has slot {slot}, not below {_MOST_SLOTS:,}; rename it")
     class_name = numbered[int(token)] if token.isdecimal() else token
     return found._replace(class_name=class_name, key=f"{class_name}/{slot:05d}")
 
@@ -174,8 +177,10 @@ def _listed(finder: Finder) -> Iterator[Found]:
     for entry in visible:
         if entry.is_dir():
             yield from files_below(finder, entry.name, ())
-        else:
+        elif entry.is_file():
             yield Found("", entry.name, entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
+        else:
+            raise UsageError(f"{src / entry.name} is a broken link or a device; remove it")
 
 
 def _matched(src: Path, paths: Sequence[str], told: str | None) -> tuple[str, list[re.Match[str]]]:

@@ -81,7 +81,10 @@ class ImportOptions:
 
 def find_images(options: ImportOptions, spool: Path) -> LaidSet:
     """Find the images of a released set, and refuse one that is not whole."""
-    if not options.src.exists() or options.layout == PARQUET or is_parquet(options.src):
+    parquet = is_parquet(options.src)
+    if options.layout == PARQUET and not parquet:
+        raise UsageError(f"{options.src} has no parquet file with images; leave out --layout")
+    if parquet:
         laid = _as_packed(options, PARQUET, spool)
     else:
         wanted = Wanted(
@@ -153,7 +156,7 @@ def images_digest(source: Source) -> str:
 def described_slots(laid: LaidSet) -> str:
     """Say which slots were taken: ``0 to 9``."""
     if laid.layout not in LAYOUTS:
-        return "as sorted by name"
+        return "as sorted by name" if laid.layout == FOLDERS else "in the order of the rows"
     every = list(slots_of(laid.source))
     return f"{min(first for first, _ in every)} to {max(int(slots[-1]) for _, slots in every)}"
 

@@ -1,13 +1,15 @@
 """Condensed sets that others made, read as lists of samples of a packed data set."""
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.shards.errors import UsageError
+from coreset.shards.errors import CoresetError, LockedError, UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.tables.sample_names import read_list
 
@@ -42,3 +44,25 @@ def unequal_classes(src: Path, classes: Sequence[str], sizes: NDArray[np.int64])
         f"every class must have as many images in {src}, got {sizes[few]} of class {classes[few]} "
         f"and {sizes[many]} of {classes[many]}; mend the list or the set, or use --allow-short"
     )
+
+
+@contextmanager
+def own_spool(src: Path, spool: Path) -> Generator[None]:
+    """Remove a folder for copies of ``src`` at the end, unless another process writes there.
+
+    Errors name what the user named, and options of `coreset ingest` for those of `coreset pack`.
+    """
+    try:
+        yield
+    except LockedError:
+        raise
+    except CoresetError as error:
+        shutil.rmtree(spool, ignore_errors=True)
+        text = str(error).replace(str(spool), str(src)).replace(spool.name, src.name)
+        text = text.replace(", or keep the first with --duplicates first", "")
+        error.args = (text.replace("--class-names", "--classes"),)
+        raise
+    except BaseException:
+        shutil.rmtree(spool, ignore_errors=True)
+        raise
+    shutil.rmtree(spool, ignore_errors=True)

@@ -12,7 +12,13 @@ from coreset.engine.condensed.condensed_set import open_set, write_set
 from coreset.engine.condensed.methods import METHODS
 from coreset.engine.condensed.methods.base import Task
 from coreset.engine.runtime.distributed import Distributed, join
-from coreset.engine.runtime.fields import choice_of, own_parameters, parameters_of, require_at_least
+from coreset.engine.runtime.fields import (
+    choice_of,
+    own_parameters,
+    parameters_of,
+    require_at_least,
+    require_between,
+)
 from coreset.engine.stages.options import DataPath, Decoding, Flat, Result, SetPath
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
@@ -50,6 +56,7 @@ class Distill:
 
     def __post_init__(self) -> None:
         require_at_least("ipc", self.ipc, 1)
+        require_between("seed", self.seed, 0, 2**63)
         method, n = METHODS[self.method], len(self.teachers)
         own_parameters(method, self.parameters)
         if n not in method.teachers:
@@ -69,6 +76,8 @@ class Distill:
     def run(self) -> Result:
         """Build the images part by part, pack and publish them."""
         dataset = Dataset.open(self.data)
+        if self.patches is not None:
+            open_set(self.patches)  # refuses what is no set before anything is made
         parameters = own_parameters(METHODS[self.method], self.parameters)
         teachers = self._teachers(dataset)
         recorded = {"ipc": self.ipc, **asdict(parameters)}

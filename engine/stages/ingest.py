@@ -2,8 +2,8 @@
 
 import hashlib
 import re
-import shutil
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +12,7 @@ import tyro
 
 from coreset.engine.artifacts.pack_inputs import spool_of
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact, require_output
+from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact, lock, require_output
 from coreset.engine.condensed.condensed_set import SetInfo, write_set
 from coreset.engine.condensed.imported import (
     ImportOptions,
@@ -21,8 +21,8 @@ from coreset.engine.condensed.imported import (
     notes_on,
     set_origin,
 )
-from coreset.engine.condensed.importers import read_ids, unequal_classes
-from coreset.engine.runtime.fields import require_at_least
+from coreset.engine.condensed.importers import own_spool, read_ids, unequal_classes
+from coreset.engine.runtime.fields import require_at_least, require_between
 from coreset.engine.stages.options import Decoding, Flat, Result, SetPath, SourcePath
 from coreset.shards.errors import UsageError
 from coreset.shards.format.classes import class_list, recognise
@@ -34,6 +34,7 @@ from coreset.shards.sources.parquet import is_parquet
 
 _METHOD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
 _LAYOUTS = (*LAYOUTS, FOLDERS, PARQUET, TENSORS)
+_OF_IMAGES = ("classes", "order", "replica", "ipc", "teacher", "address", "licence")
 DEFAULT = Decoding()
 
 
@@ -92,7 +93,7 @@ class Ingest:
     decoding: Flat[Decoding] = DEFAULT
 
     def __post_init__(self) -> None:
-        require_at_least("seed", self.seed, 0)
+        require_between("seed", self.seed, 0, 2**63)
         thread_count(self.decoding.workers)
         if self.ipc is not None:
             require_at_least("ipc", self.ipc, 1)
@@ -110,15 +111,23 @@ class Ingest:
         is_tar = self.src.suffix == ".tar"
         if self.layout or self.src.is_dir() or is_tar or is_parquet(self.src):
             require_output(self.condensed)
-            try:
-                return self._images()
-            finally:
-                shutil.rmtree(spool_of(self.condensed), ignore_errors=True)
+            spool, writes = spool_of(self.condensed), self.layout == TENSORS
+            held = lock(spool) if writes and not self.condensed.exists() else nullcontext()
+            with held, own_spool(self.src, spool):
+                return self._images(spool)
         if self.data is None:
-            raise UsageError(f"{self.src} is a list of samples; name their data set with --data")
+            raise UsageError(
+                f"{self.src} is a list of samples, or compressed; name their data set with --data, "
+                "or unpack it"
+            )
         return self._listed(Dataset.open(self.data))
 
     def _listed(self, dataset: Dataset) -> Result:
+        of_images = [field for field in fields(self) if field.name in _OF_IMAGES]
+        if told := [
+            field.name for field in of_images if getattr(self, field.name) != field.default
+        ]:
+            raise UsageError(f"a list of samples takes no --{told[0]}; leave it out")
         ids, method = read_ids(self.src, dataset), self.method or "listed"
         digest = hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()[:12]
         sizes = np.bincount(dataset.labels[ids], minlength=len(dataset.classes))
@@ -137,15 +146,16 @@ class Ingest:
                 work.meter.images = ids.size
         return self._result(work, f"{ids.size:,} of {len(dataset):,} images", [])
 
-    def _images(self) -> Result:
+    def _images(self, spool: Path) -> Result:
         dataset = None if self.data is None else Dataset.open(self.data)
-        spool = spool_of(self.condensed)
         options = ImportOptions(
-            src=self._as_folder(spool), classes=self._classes(dataset), order=self.order,
+            classes=self._classes(dataset), src=self._as_folder(spool), order=self.order,
             layout="rded" if self.layout == TENSORS else self.layout, replica=self.replica,
             ipc=self.ipc, allow_short=self.allow_short,
         )  # fmt: skip
         laid = find_images(options, spool)
+        if self.layout == TENSORS:
+            laid = replace(laid, layout=TENSORS)
         known = LAYOUTS.get(laid.layout)
         method = self.method or ("imported" if known is None else known.method)
         told = {"method": method, "address": self.address, "licence": self.licence}
@@ -206,14 +216,19 @@ class Ingest:
             return self.src
         from coreset.engine.condensed.tensor_sets import write_tensor_images
 
-        shutil.rmtree(spool, ignore_errors=True)
         write_tensor_images(self.src, spool)
         return spool
 
     def _classes(self, dataset: Dataset | None) -> tuple[str, ...]:
-        if self.classes:
-            return class_list(self.classes)
-        return () if dataset is None else dataset.classes
+        named = class_list(self.classes) if self.classes else ()
+        if dataset is None:
+            return named
+        if named and named != dataset.classes:
+            raise UsageError(
+                f"--classes {self.classes} are not those of {dataset.path} in their order; leave "
+                "out --classes or --data"
+            )
+        return dataset.classes
 
     @property
     def _inputs(self) -> list[Path]:

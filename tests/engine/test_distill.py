@@ -3,7 +3,7 @@
 import io
 import json
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -111,6 +111,17 @@ def test_nothing_but_the_seed_changes_the_bytes(packed, tmp_path, done, stored_b
     digests = {Manifest.read(tmp_path / name).content for name in "AC"}
     assert len(digests) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["A", "B", "C"]
+
+
+def test_a_seed_that_no_set_can_hold_is_refused(packed, tmp_path, refused):
+    command = ("distill", packed, tmp_path / "SET", "--ipc", 1, "--seed", 2**63)
+    assert "seed must be in [0, 9223372036854775808)" in refused(tmp_path, *command)
+
+
+def test_patches_that_are_no_set_leave_nothing_behind(*, packed, tmp_path, refused, monkeypatch):
+    monkeypatch.setitem(METHODS, "kmeans", replace(METHODS["kmeans"], patches=True))
+    command = ("distill", packed, tmp_path / "SET", "--ipc", 1, "--patches", packed)
+    assert "is not a condensed set" in refused(tmp_path, *command)
 
 
 def test_more_centroids_than_different_images_are_refused(tmp_path, done, refused):

@@ -26,6 +26,7 @@ from released_sets import (
 )
 from torch import nn
 
+from coreset.engine.artifacts.writer import lock
 from coreset.engine.condensed import class_order
 from coreset.engine.condensed.condensed_set import open_set
 from coreset.engine.condensed.imported import ORDERS
@@ -226,6 +227,80 @@ def test_tensors_are_read_where_they_are_named(tmp_path, done, refused, levels, 
     torch.save({"images": pixels * 1.0 - 2, "labels": labels}, tmp_path / "SET.pt")
     said = refused(tmp_path, *command[:2], tmp_path / "B", *command[3:])
     assert "expected uint8, or 0 to 1" in said
+    info = open_set(tmp_path / "A").info
+    assert (info.method, info.origin["layout"]) == ("imported", "tensors")
+    assert info.origin["slots"] == "in the order of the rows"
+
+
+BLACK = torch.zeros(10, 3, 8, 8, dtype=torch.uint8)
+BAD_TENSORS = {
+    "none": (BLACK[:0], torch.arange(0), "images of shape (0, 3, 8, 8)"),
+    "no height": (BLACK[:, :, :0], torch.arange(10), "images of shape (10, 3, 0, 8)"),
+    "complex": (BLACK * 1j, torch.arange(10), "(torch.complex64)"),
+    "fractions": (BLACK, torch.arange(10) / 2, "labels such as 0.0; expected class numbers"),
+    "negative": (BLACK, torch.arange(-1, 9), "labels such as -1; expected class numbers"),
+    "endless": (BLACK, torch.arange(10) + 2**50, f"labels such as {2**50}; expected"),
+    "NaN": (BLACK * torch.nan, torch.arange(10), "pixels from nan to nan"),
+    "half": (BLACK[:9], torch.arange(9), "SRC.pt has no images of class n03888257"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_TENSORS)
+def test_tensors_that_are_no_images_are_refused(tmp_path, refused, fault):
+    images, labels, reason = BAD_TENSORS[fault]
+    torch.save({"images": images, "labels": labels}, tmp_path / "SRC.pt")
+    command = ("ingest", tmp_path / "SRC.pt", tmp_path / "SET", "--layout", "tensors")
+    said = refused(tmp_path, *command, "--classes", "imagenette")
+    assert reason in said
+    assert "spool" not in said
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tensors"])
+def test_the_copies_of_another_process_are_left_alone(tmp_path, coreset, kind):
+    spool, out = tmp_path / ".SET.spool", tmp_path / "SET"
+    if kind == "tensors":
+        source, options, held = tmp_path / "SRC.pt", ("--layout", "tensors"), spool
+        torch.save({"images": BLACK, "labels": torch.arange(10)}, source)
+    else:
+        source, options, held = tmp_path / "SRC.parquet", (), out
+        images = [{"bytes": image_bytes(c, 0, "JPEG"), "path": None} for c in range(10)]
+        pq.write_table(pa.table({"image": images, "label": range(10)}), source)
+    spool.mkdir()
+    (spool / "theirs").write_bytes(b"")
+    command = ("ingest", source, out, "--classes", "imagenette", *options)
+    with lock(held):
+        ended = coreset(*command)
+    assert ended.code == 5
+    assert "is being written by process" in ended.err
+    assert (spool / "theirs").is_file()
+    assert coreset(*command).code == 0
+    assert not spool.exists()
+
+
+def test_remedies_name_options_of_this_command(tmp_path, refused):
+    table = pa.table({"image": [{"bytes": NETTE[0][1], "path": None}], "label": [0]})
+    pq.write_table(table, tmp_path / "SRC.parquet")
+    command = ("ingest", tmp_path / "SRC.parquet", tmp_path / "SET")
+    assert "without names; name a class list with --classes" in refused(tmp_path, *command)
+    source = write(tmp_path / "SRC", BAD["twice"][0])
+    assert "--duplicates" not in refused(tmp_path, "ingest", source, tmp_path / "SET")
+
+
+@pytest.mark.parametrize("option", ["--ipc 1", "--classes imagenette", "--order text"])
+def test_a_list_takes_no_options_of_images(packed, tmp_path, refused, option):
+    (tmp_path / "LIST").write_text("0\n")
+    command = ("ingest", tmp_path / "LIST", tmp_path / "SET", "--data", packed)
+    said = refused(tmp_path, *command, *option.split())
+    assert f"a list of samples takes no {option.split()[0]}; leave it out" in said
+
+
+def test_classes_other_than_those_of_the_data_set_are_refused(packed, tmp_path, refused):
+    names = Dataset.open(packed).classes
+    source = write(tmp_path / "SRC", folders(names, 1))
+    (tmp_path / "two.txt").write_text("\n".join(names[:2]))
+    options = ("--data", packed, "--classes", tmp_path / "two.txt")
+    said = refused(tmp_path, "ingest", source, tmp_path / "SET", *options)
+    assert "leave out --classes or --data" in said
 
 
 class Shades(nn.Module):
@@ -281,6 +356,15 @@ BAD = {
     ),
     "half": (NETTE[:-1], "got 2 of class n03888257 and 3 of n01440764"),
     "twice": ([*NETTE, ("n01440764/02.png", NETTE[2][1])], "have the same sample key"),
+    "unicode digits": ([*NETTE, ("n01440764/٣.png", b"")], "and 1 others (n01440764/٣.png)"),
+    "endless slot": (
+        [*NETTE, (f"n01440764/{10**20 - 1}.png", b"")],
+        "n01440764/99999999999999999999.png has slot 99999999999999999999, not below 100,000",
+    ),
+    "endless class": (
+        [("new999999999/class999999999_id000.png", b"")],
+        "numbers its classes 0 to 999999999, and no list says which",
+    ),
     "numbers": (list(sre2l(range(12), 1)), "numbers its classes 0 to 11, and no list says which"),
 }
 
@@ -292,13 +376,22 @@ def test_sets_that_are_not_whole_are_refused(tmp_path, refused, fault):
     assert reason in refused(tmp_path, "ingest", tmp_path / "SRC", tmp_path / "SET")
 
 
+@pytest.mark.parametrize("name", ["0.png", "readme.md"])
+def test_a_broken_link_beside_the_classes_is_refused(tmp_path, refused, name):
+    (write(tmp_path / "SRC", NETTE) / name).symlink_to("nowhere")
+    said = refused(tmp_path, "ingest", tmp_path / "SRC", tmp_path / "SET")
+    assert f"SRC/{name} is a broken link or a device; remove it" in said
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ("--classes imagenet100", "has no images of class n01558993 (100 of 100 classes"),
+        ("--classes imagenet100", "has no images of class n01558993 (100 of 100 have none"),
         ("--layout sre2l", "which are of no known layout; expected new003/"),
         ("--layout dreams", "layout must be one of sre2l, rded"),
         ("--method ../x", "method must be letters"),
+        (f"--seed {10**20}", "seed must be in [0, 9223372036854775808), got 1000"),
+        ("--layout parquet", "SRC has no parquet file with images; leave out --layout"),
         ("--workers -1", "workers must be 0"),
     ],
 )
