@@ -33,7 +33,7 @@ DEFAULT = Decoding()
 class Distill:
     """Build a set of synthetic images, --ipc a class: one finished class or image at a time.
 
-    coreset distill DATA SET --method rded --ipc 10 --teachers resnet18=resnet18.pth
+    For example: coreset distill DATA SET --method rded --ipc 10 --teachers resnet18=resnet18.pth.
     torchrun --nproc-per-node 4 -m coreset distill ... shares the work between four GPUs.
     """
 

@@ -73,11 +73,11 @@ class Ingest:
     ] = None
     classes: str = ""
     """Classes to take, and what numbers of classes stand for: imagenet1k, imagenet100, imagenette,
-    or a file that lists them. Default: those of --data, or as many as ImageNet-1K, ImageNet-100 or
-    ImageNette has. Part of a set of ImageNet-1K is marked as such."""
+    or a file that lists them. Default: those of --data; else folders numbered to 1,000, 100 or 10
+    are those of ImageNet-1K, ImageNet-100 or ImageNette. A part of a larger set is marked."""
     order: Literal["sorted", "cmc", "text"] = "sorted"
     """Order in which classes are numbered: by WordNet id; as the list of CMC for ImageNet-100; or
-    as sorted folders 0, 1, 10, 100 ..."""
+    as loaders that sort the names of folders as texts: 0, 1, 10, 100 ..., 2, 20."""
     replica: str = ""
     """Folder of the set to take, where SRC holds several: dataset_1, or one by its IPC."""
     ipc: int | None = None
