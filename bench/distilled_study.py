@@ -73,11 +73,7 @@ class DistilledStudy(StudentStudy):
             words = ("measure", place / f"{name}-{IPC}", place / "val", place / "results")
             metrics = run_coreset(*words, "--backbone", BACKBONE, "--metrics", "coverage,fid")
             row |= {name: metrics[stamp] for name, stamp in MEASURED.items()}
-            costs = construction_cost(read_ledger(place / f"{name}-{IPC}"))
-            row["stages"] = {
-                cost.stage: [round(cost.wall_seconds, 1), round(cost.cpu_seconds, 1)]
-                for cost in costs
-            }
+            row["stages"] = _stages(place / f"{name}-{IPC}")
             yield row
 
     def _distill(self) -> None:
@@ -99,6 +95,15 @@ class DistilledStudy(StudentStudy):
             and (row["size"], row["epochs"]) == (size, epochs)
         ]
         return [row["top1_best"] for row in sorted(rows, key=lambda row: row["seed"])]
+
+
+def _stages(condensed: Path) -> dict[str, list[float]]:
+    """Sum wall and processor seconds by stage: FADRM+ has its own synthesis and that of RDED."""
+    stages: dict[str, list[float]] = {}
+    for cost in construction_cost(read_ledger(condensed)):
+        wall, cpu = stages.get(cost.stage, [0.0, 0.0])
+        stages[cost.stage] = [round(wall + cost.wall_seconds, 1), round(cpu + cost.cpu_seconds, 1)]
+    return stages
 
 
 def _table() -> str:
