@@ -34,6 +34,8 @@ class DistillBench(Options):
     """Parts to measure."""
     images: int = 100
     """Candidates of the class that RDED draws from."""
+    size: int = 128
+    """Side of recovered images."""
 
     def run(self) -> None:
         """Run the parts in turn, print and record the results."""
@@ -41,7 +43,7 @@ class DistillBench(Options):
         parts = {
             "crops": partial(crops_rows, self, self.images),
             "rded": partial(class_rows, self, self.images),
-            "recover": partial(recover_rows, self),
+            "recover": partial(recover_rows, self, self.size),
         }
         self.record_parts("distill", {part: parts[part] for part in self.part})
 

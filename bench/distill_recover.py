@@ -35,7 +35,7 @@ GOAL, BF16_GOAL, SAME_WITHIN = 0.95, 1.5, 1e-4
 """Least ratios of speeds to the published structure, and largest relative error of gradients."""
 
 
-def recover_rows(options: Options, size: int = 224) -> Iterator[Row]:
+def recover_rows(options: Options, size: int) -> Iterator[Row]:
     """Race runs of each method, and compare the gradients of its teachers."""
     torch.set_num_threads(options.threads)
     fast = has_fast_bfloat16(CPU)
