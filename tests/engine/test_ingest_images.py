@@ -425,13 +425,15 @@ def test_a_set_of_undecodable_images_is_refused(tmp_path, coreset):
     assert sorted(path.name for path in tmp_path.iterdir()) == [listed.name, "SRC"]
 
 
-def test_students_and_report_read_an_imported_set(val, packed, tmp_path, done):
+def test_students_and_report_read_an_imported_set(val, packed, tmp_path, done, refused):
     names = Dataset.open(packed).classes
     source = write(tmp_path / "SRC", folders(names, 2))
     done("ingest", source, tmp_path / "SET")
     info = json.loads((tmp_path / "SET" / "set.json").read_text())
     assert info["source_identity"] == info["source_content"] == ""
     results = tmp_path / "R"
+    said = refused(tmp_path, "measure", tmp_path / "SET", val, results, "--reference", "train")
+    assert "does not say what data set it is of" in said
     options = ("--size", 33, "--epochs", 1, "--evaluations", 1, "--repeats", 1)
     done("train", tmp_path / "SET", val, results, *options, "--student", "convnet")
     done("report", results, tmp_path / "report.html")
