@@ -176,6 +176,7 @@ def test_any_numbers_of_classes_and_slots_come_back(tmp_path_factory, data):
     taken = data.draw(st.none() | st.integers(1, ipc))
     root = write(tmp_path_factory.mktemp("sets"), files)
     laid = find_set(root, Wanted(numbering=lambda _: names, ipc=taken))
+    assert laid is not None
     assert laid.layout == layout
     expected = [f"{name}/{slot:05d}" for name in names for slot in range(taken or ipc)]
     assert laid.source.keys == expected
