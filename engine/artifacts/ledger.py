@@ -4,6 +4,7 @@ An artifact's ledger holds its own lines and, marked with their digests, those o
 """
 
 import json
+import math
 import os
 import resource
 import socket
@@ -136,8 +137,13 @@ def lines_with(lines: Iterable[Any], *fields: str) -> list[Line]:
         for line in lines
         if isinstance(line, dict)
         and all(name in line for name in fields)
-        and all(isinstance(line[name], kind) for name, kind in _KINDS.items() if name in line)
+        and all(_is_sound(line[name], kind) for name, kind in _KINDS.items() if name in line)
     ]
+
+
+def _is_sound(value: object, kind: Any) -> bool:  # noqa: ANN401 - a type, or a union of some
+    """Test the type, and of a number that it is one: at least 0 and finite."""
+    return isinstance(value, kind) and (not isinstance(value, int | float) or 0 <= value < math.inf)
 
 
 def append_lines(artifact: Path, lines: Iterable[Line]) -> None:

@@ -172,9 +172,7 @@ def open_source(artifact: Path, data: Path | None) -> Dataset:
     if directory and (message := interruption(directory)):
         raise UsageError(message)
     if directory is None:
-        raise UsageError(
-            f"{artifact} does not say what data set it is of; name that with --data"
-        )
+        raise UsageError(f"{artifact} does not say what data set it is of; name that with --data")
     if not (directory / MANIFEST_NAME).is_file():
         raise UsageError(
             f"the data set of {artifact} is not at {directory} any more; name its place with --data"

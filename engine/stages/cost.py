@@ -165,6 +165,11 @@ def _fitted(sets: Sequence[PaidSet]) -> tuple[list[tuple[str, ...]], list[str], 
             numbers = (f"{fit.fixed:.4g}", f"{fit.per_image:.4g}", residual)
             numbers += tuple(f"{number:.3g}" for number, _ in hours)
             sums += [f"{method}, {data}: {arithmetic}" for _, arithmetic in hours]
+            if fit.per_image < 0:
+                sums.append(
+                    f"warning: {method}, {data} took less for more images: its runs differ "
+                    "by more than the images cost; repeat them on a quiet machine"
+                )
             fits[f"{method}, {data}"] = asdict(fit)
         ipcs = ", ".join(map(str, sorted({paid.info.ipc for paid in group})))
         rows.append((method, ipcs, *numbers, *_published(system_of(method))))

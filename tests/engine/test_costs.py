@@ -150,6 +150,20 @@ def test_the_table_fits_each_method_projects_and_prints_its_arithmetic(planted, 
     assert [entry["own"] for entry in told["sets"]] == [59.0, 259.0, 59.0]
 
 
+def test_runs_that_took_less_for_more_images_are_told(planted, done):
+    sets = [planted(f"r{ipc}", "rded", ipc, [line("distill", 500.0 / ipc)]) for ipc in (10, 50)]
+    text = "\n".join(done("cost", *sets, "--table"))
+    assert "warning: rded, photos took less for more images" in text
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
+def test_lines_of_impossible_times_are_left_out(planted, done, seconds):
+    lines = [line("pack", 8.0), line("score", seconds)]
+    text = "\n".join(done("cost", planted("set", "rded", 10, lines)))
+    assert "8.00 s wall time" in text
+    assert "score" not in text
+
+
 def test_coresets_are_fitted_by_the_same_rules(planted, done):
     lines = [line("pack", 8.0), line("score", 40.0), line("select", 2.0)]
     sets = [planted(f"a{ipc}", "ccs-aum", ipc, lines, stage="select") for ipc in (10, 50)]
