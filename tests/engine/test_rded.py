@@ -282,6 +282,7 @@ def test_images_are_stored_as_jpeg_of_quality_75_or_without_loss(
     assert read_ledger(tmp_path / "jpg")[-1]["images"] == len(Dataset.open(packed))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_next_class(tmp_path, command, coreset, fork, stored_bytes):
     child = fork(KILLED_IN_THE_SECOND_CLASS, *command(tmp_path / "SET"))
     assert child.code == -signal.SIGKILL, child.said

@@ -888,6 +888,7 @@ epochs = 1
 """
 
 
+@pytest.mark.slow
 def test_run_and_retry_make_the_sets_by_real_commands(coreset, write, tmp_path):
     path, run = write(MINUTE), tmp_path / "RUN"
     told = coreset("study", "run", path, run, "--until", "sets", "--slots", 2)
