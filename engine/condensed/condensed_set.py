@@ -46,7 +46,7 @@ class SetInfo:
     ipc: int
     per_class: tuple[int, ...]
     origin: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Of a set that others made: layout, slots, address, licence ...; its source may be unknown."""
+    """Layout, slots, address, licence ... of a set that others made; its source may be unknown."""
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 

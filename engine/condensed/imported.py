@@ -50,7 +50,7 @@ ORDERS: dict[str, Callable[[Sequence[str]], tuple[str, ...]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportOptions:
-    """What to take of a released set."""
+    """Part of a released set to take in."""
 
     src: Path
     classes: tuple[str, ...] = ()

@@ -60,7 +60,7 @@ class System:
     published_hours: tuple[float, float] | None = None
     """Hours for ImageNet-1K at IPC 10 and 50, by the study's Table 5."""
     left_out: str = UNKNOWN
-    """What these hours leave out, as a cost with ready-made models does."""
+    """Costs that these hours leave out, as a total with ready-made models does."""
 
     @property
     def imported(self) -> str:

@@ -52,7 +52,7 @@ class Instance(NamedTuple):
 
     place: str
     outcome: Any
-    """What the rule gave; None where a value is absent."""
+    """Result of the rule; None where a value is absent."""
     absent: str
     """The first absent value; empty if there is none."""
     reads: dict[str, str]
@@ -60,7 +60,7 @@ class Instance(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What a rule says of the cells."""
+    """Judgement of a rule over the cells."""
 
     word: str
     """holds, fails, mixed, not run, not checkable, or a value."""

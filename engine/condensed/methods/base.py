@@ -1,4 +1,4 @@
-"""What every method that builds images is given, and what it returns."""
+"""Interface of the methods that build images: a task, and its synthesis in parts."""
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Pixels: TypeAlias = NDArray[np.uint8]
 CostPart: TypeAlias = Literal["assets", "passes", "classes", "images"]
-"""What seconds of a construction depend on: nothing, all images of the data set, the number of
+"""Quantity that seconds of a construction grow with: none, images of the data set, the number of
 classes, the number of images of the set."""
 
 
@@ -100,6 +100,6 @@ class Method:
     """Check the task, by parameters, before anything is built."""
     parameters: type[Any] = NoParameters
     teachers: range = range(1)
-    """How many teachers it takes: none, unless it says otherwise."""
+    """Numbers of teachers that it takes; by default none."""
     patches: bool = False
     """It begins with mosaics of real images."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from coreset.engine.condensed.methods.recover import RecoverParameters
 
 FIRST_WEIGHT = 10.0
-"""Of the first batch norm's loss; of the others 1."""
+"""Weight of the first batch norm's loss; the others have 1."""
 LEAST_CROP, MOST_ROLL = 0.08, 1 / 7
 """Area of the smallest crop, and longest roll, as shares of the image's area and side."""
 
